@@ -1,0 +1,62 @@
+/* hla/feature_map.h - per-head feature maps phi and psi: from a query or key vector to the features of one factor.
+ *
+ *     hla_feature_map_problem problem;
+ *     hla_feature_map_problem_init(&problem);
+ *     problem.batch = 1, problem.heads = H, problem.tokens = T, problem.dim = D, problem.rank = 16;
+ *     problem.activation = HLA_ACTIVATION_RELU;
+ *     hla_feature_map_weights weights = {.weight = w, .bias = b};
+ *     hla_feature_map_forward(ctx, &problem, &out, &x, &weights);
+ *
+ *     h = x                                   or, with one hidden layer,  h = x + relu(U x + c)
+ *     y = act(W h + b)
+ */
+#ifndef HLA_FEATURE_MAP_H
+#define HLA_FEATURE_MAP_H
+
+#include "hla/core.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum hla_activation {
+    HLA_ACTIVATION_RELU = 0,     /* max(u, 0) + floor */
+    HLA_ACTIVATION_ELU1 = 1,     /* elu(u) + 1 */
+    HLA_ACTIVATION_SOFTPLUS = 2, /* log(1 + exp(u)) */
+    HLA_ACTIVATION_EXP = 3,      /* exp(u - m): m is the row's maximum for queries, problem.shift for keys */
+    HLA_ACTIVATION_SOFTMAX = 4,  /* softmax over the R features */
+    HLA_ACTIVATION_SQUARE = 5,   /* u^2 */
+    HLA_ACTIVATION_IDENTITY = 6  /* u: signed, so only for un-normalised attention or a guarded denominator */
+} hla_activation;
+
+HLA_API bool hla_activation_from_name(const char *name, hla_activation *activation); /* "relu", "elu1", ... */
+HLA_API const char *hla_activation_name(hla_activation activation);
+
+typedef struct hla_feature_map_problem {
+    size_t struct_size;
+    int64_t batch, heads, tokens, dim, rank;
+    hla_dtype dtype; /* of x and out; weights are float32 */
+    hla_activation activation;
+    float floor;     /* relu only; default 1e-3 */
+    bool is_query;   /* exp only: subtract the row's own maximum instead of shift */
+    float shift;     /* exp keys only: a constant for all tokens of a head; cancels in n/d */
+} hla_feature_map_problem;
+
+HLA_API void hla_feature_map_problem_init(hla_feature_map_problem *problem);
+
+typedef struct hla_feature_map_weights {
+    const float *weight;        /* W [H,R,D], contiguous */
+    const float *bias;          /* b [H,R], or NULL for none */
+    const float *hidden_weight; /* U [H,D,D], or NULL for no hidden layer */
+    const float *hidden_bias;   /* c [H,D], or NULL */
+} hla_feature_map_weights;
+
+/* out [B,T,H,R], x [B,T,H,D]; any strides. The result does not depend on the number of threads. */
+HLA_API hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_problem *problem,
+                                           const hla_tensor *out, const hla_tensor *x,
+                                           const hla_feature_map_weights *weights);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
