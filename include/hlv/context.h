@@ -41,7 +41,7 @@ typedef void (*hlv_log_fn)(void *user, hlv_log_level level, const char *sentence
 typedef bool (*hlv_cancel_fn)(void *user); /* true: stop as soon as possible; called from the calling thread only */
 
 HLV_API hlv_status hlv_context_create(hlv_context **context);
-HLV_API void hlv_context_free(hlv_context *context); /* after everything made from it */
+HLV_API void hlv_context_free(hlv_context *context); /* after everything made from it; NULL is fine */
 HLV_API hlv_status hlv_context_set_threads(hlv_context *context, int threads); /* 0: as many as OpenMP would use */
 HLV_API void hlv_context_set_log(hlv_context *context, hlv_log_fn log, void *user);
 HLV_API void hlv_context_set_progress(hlv_context *context, hlv_progress_fn progress, void *user);
@@ -49,6 +49,8 @@ HLV_API void hlv_context_set_cancel(hlv_context *context, hlv_cancel_fn cancel, 
 HLV_API const char *hlv_context_error(const hlv_context *context); /* sentence of the last error, "" if none */
 HLV_API int hlv_context_threads(const hlv_context *context);
 HLV_API int64_t hlv_context_peak_bytes(hlv_context *context, bool reset); /* most bytes held at once by this context */
+/* Allocations that would bring the bytes held over the limit fail with HLV_ERROR_MEMORY; 0: no limit, the default. */
+HLV_API hlv_status hlv_context_set_memory_limit(hlv_context *context, int64_t bytes);
 
 #ifdef __cplusplus
 }

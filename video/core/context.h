@@ -15,7 +15,8 @@ void hlv_log(hlv_context *ctx, hlv_log_level level, const char *format, ...) __a
 void hlv_progress(hlv_context *ctx, const char *stage, int64_t done, int64_t total);
 bool hlv_cancelled(hlv_context *ctx); /* asks the cancel callback; never call it inside a parallel region */
 
-/* The libhla context with the same number of threads. */
+/* The libhla context with the same number of threads, made at the first call and kept until hlv_context_free, also when
+ * the number of threads is changed later. NULL with an error sentence when it cannot be made. */
 hla_context *hlv_context_hla(hlv_context *ctx);
 
 /* 64-byte aligned, counted in the context's peak; NULL and an error sentence when there is none. Not zeroed.
@@ -23,5 +24,6 @@ hla_context *hlv_context_hla(hlv_context *ctx);
 void *hlv_alloc(hlv_context *ctx, size_t bytes);
 float *hlv_alloc_floats(hlv_context *ctx, int64_t count); /* refuses negative counts and overflow */
 void hlv_free(hlv_context *ctx, void *memory);
+int64_t hlv_context_current_bytes(const hlv_context *ctx); /* bytes held now; 0 after everything was freed */
 
 #endif
