@@ -1,0 +1,112 @@
+/* attention/core/internal.h - what the operators of libhla share and users do not see: the context's insides, error
+ * sentences, element types, checks of arguments, and carving a workspace.
+ *
+ * A check returns HLA_OK or records one sentence that names the argument, what was found and what was wanted.
+ */
+#ifndef HLA_CORE_INTERNAL_H
+#define HLA_CORE_INTERNAL_H
+
+#include "hla/core.h"
+
+#include <string.h>
+
+struct hla_context {
+    int threads; /* at least 1 */
+    bool check_finite;
+    char error[512];
+};
+
+/* Records the sentence in the context (which may be NULL) and returns status, so that callers write
+ * `return hla_fail(context, HLA_ERROR_ARGUMENT, "...", ...)`. */
+hla_status hla_fail(hla_context *context, hla_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* ---- element types ---- */
+
+bool hla_dtype_valid(hla_dtype dtype);
+const char *hla_dtype_name(hla_dtype dtype); /* "float32", "bfloat16", "float16", "unknown" */
+
+static inline float hla_bits_to_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline uint32_t hla_float_to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static inline float hla_bf16_to_f32(uint16_t value) {
+    return hla_bits_to_float((uint32_t)value << 16);
+}
+
+/* Rounds to nearest, ties to even; a NaN stays a (quiet) NaN. */
+static inline uint16_t hla_f32_to_bf16(float value) {
+    uint32_t bits = hla_float_to_bits(value);
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    uint32_t quiet = (bits >> 16) | 0x40u;
+    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+}
+
+float hla_f16_to_f32(uint16_t value);
+uint16_t hla_f32_to_f16(float value); /* nearest, ties to even; overflow becomes infinity; NaN stays NaN */
+
+/* Reads count elements that lie stride elements apart as float32; writes likewise. */
+void hla_load_floats(float *out, const void *data, hla_dtype dtype, int64_t count, int64_t stride);
+void hla_store_floats(void *data, hla_dtype dtype, int64_t count, int64_t stride, const float *values);
+
+/* ---- sizes ---- */
+
+/* total *= factor, total += term; false (total unspecified) when the operand is negative or the result does not fit. */
+bool hla_size_multiply(size_t *total, int64_t factor);
+bool hla_size_add(size_t *total, int64_t term);
+
+/* ---- tensor views ---- */
+
+/* Address of element [b,t,h,0]. */
+static inline void *hla_tensor_row(const hla_tensor *tensor, int64_t b, int64_t t, int64_t h) {
+    int64_t offset = b * tensor->stride[0] + t * tensor->stride[1] + h * tensor->stride[2];
+    return (char *)tensor->data + offset * (int64_t)hla_dtype_size(tensor->dtype);
+}
+
+/* The view itself, its dtype, its shape [b,t,h,x], data not NULL (unless empty) and aligned to an element, and every
+ * offset within 64 bits. Inputs may have any strides, zero (broadcast) and negative included. */
+hla_status hla_check_tensor(hla_context *context, const char *name, const hla_tensor *tensor, hla_dtype dtype,
+                            int64_t b, int64_t t, int64_t h, int64_t x);
+
+/* In addition, that no two elements of the view share memory. Wants nested strides: in order of size each stride
+ * steps over all of the smaller axes. */
+hla_status hla_check_output(hla_context *context, const char *name, const hla_tensor *tensor, hla_dtype dtype,
+                            int64_t b, int64_t t, int64_t h, int64_t x);
+
+/* That an output shares no memory with an input; both have passed their checks. Views with the same strides may be
+ * interleaved in one buffer (slices of a packed QKV array); otherwise the address ranges must be apart. */
+hla_status hla_check_disjoint(hla_context *context, const char *output_name, const hla_tensor *output,
+                              const char *input_name, const hla_tensor *input);
+
+/* That no element is NaN or infinite: HLA_ERROR_NOT_FINITE with the first one's index. */
+hla_status hla_check_finite(hla_context *context, const char *name, const hla_tensor *tensor);
+
+/* key_lengths: NULL or batch numbers in 0 ... keys. */
+hla_status hla_check_key_lengths(hla_context *context, const int64_t *key_lengths, int64_t batch, int64_t keys);
+
+/* ---- workspace ---- */
+
+#define HLA_ALIGNMENT 64
+
+/* Carves 64-byte-aligned pieces from one block. With base NULL it only measures: take() returns NULL and used grows,
+ * so that one function describes the layout for plan creation (size) and for execution (pointers). */
+typedef struct hla_arena {
+    char *base;
+    size_t used;
+    bool overflow; /* a size did not fit; used is then meaningless */
+} hla_arena;
+
+void *hla_arena_take(hla_arena *arena, int64_t count, size_t element_size);
+
+/* That the caller's workspace is there, aligned to HLA_ALIGNMENT and holds at least needed bytes. */
+hla_status hla_check_workspace(hla_context *context, const void *workspace, size_t size, size_t needed);
+
+#endif
