@@ -15,17 +15,27 @@ typedef struct hlv_weight {
     int64_t shape[HLV_MAX_DIMS];
     int64_t count;    /* elements */
     const void *data; /* row-major; may be unaligned */
+    int64_t bytes;    /* in the file */
+    const char *dtype_name; /* as the file says: "F32", "I64", ... */
+    bool usable;      /* dtype is F32, F16 or BF16: only such tensors are found, others are only listed */
 } hlv_weight;
 
 typedef struct hlv_weights hlv_weights;
 
-/* path: a file, or a directory holding model.safetensors, diffusion_pytorch_model.safetensors, or an index of shards. */
+/* path: a file, or a directory holding diffusion_pytorch_model.safetensors, model.safetensors, or an index of shards
+ * (looked for in this order). Tensors of a shard that the index does not place there are ignored. Names of the original
+ * Wan repositories are turned into those of diffusers (names.h). */
 hlv_status hlv_weights_open(hlv_context *ctx, const char *path, hlv_weights **weights);
 void hlv_weights_free(hlv_weights *weights);
 int64_t hlv_weights_count(const hlv_weights *weights);
 const hlv_weight *hlv_weights_at(const hlv_weights *weights, int64_t i);
-const hlv_weight *hlv_weights_find(const hlv_weights *weights, const char *name); /* NULL if absent */
+const hlv_weight *hlv_weights_find(const hlv_weights *weights, const char *name); /* NULL if absent or unusable */
+const hlv_weight *hlv_weights_find_any(const hlv_weights *weights, const char *name); /* NULL if absent */
+const char *hlv_weights_path(const hlv_weights *weights); /* as given at opening */
 const char *hlv_weights_metadata(const hlv_weights *weights, const char *key);    /* "__metadata__" entry or NULL */
+/* How many metadata entries there are in all; key and value are those of entry i, if there is one. */
+int64_t hlv_weights_metadata_at(const hlv_weights *weights, int64_t i, const char **key, const char **value);
+int64_t hlv_weights_files(const hlv_weights *weights, int64_t *bytes); /* number of files, and their bytes in all */
 
 /* Looks up `weights` after `overrides` (may be NULL). A missing name or a wrong shape is noted and NULL is returned; after
  * all have been asked for, hlv_loader_finish fails with ALL missing and mis-shaped tensors named in one sentence.
