@@ -44,6 +44,7 @@ void hlv_modulate(hlv_context *ctx, float *y, const float *x, int64_t rows, int6
 void hlv_rms_norm(hlv_context *ctx, float *y, const float *x, int64_t rows, int64_t dim, const float *gamma, float eps);
 void hlv_l2_norm(hlv_context *ctx, float *y, const float *x, int64_t rows, int64_t dim, const float *gamma, bool silu);
 void hlv_act_inplace(hlv_context *ctx, float *x, int64_t count, hlv_act act);
+void hlv_act_serial(float *x, int64_t count, hlv_act act); /* the same by the calling thread alone */
 /* x[r] += gate * y[r], gate a row of dim floats or NULL for 1. */
 void hlv_residual(hlv_context *ctx, float *x, const float *y, int64_t rows, int64_t dim, const float *gate);
 
