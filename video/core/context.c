@@ -130,6 +130,8 @@ hlv_status hlv_fail(hlv_context *ctx, hlv_status status, const char *format, ...
     va_start(arguments, format);
     if (vsnprintf(sentence, sizeof sentence, format, arguments) < 0) sentence[0] = '\0';
     va_end(arguments);
+    for (char *c = sentence; *c; c++) /* a file's own words must not break lines or steer a terminal */
+        if ((unsigned char)*c < ' ' || *c == 127) *c = ' ';
     memcpy(ctx->error, sentence, sizeof sentence);
     return status;
 }

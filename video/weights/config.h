@@ -52,9 +52,10 @@ typedef struct hlv_block_config { /* one transformer block's self-attention */
     bool rope_before; /* true (default): the maps see rotated q and k; false: q and k before RoPE */
 } hlv_block_config;
 
-typedef struct hlv_adapter_config { /* hla/config.json */
+typedef struct hlv_adapter_config { /* hla/config.json; its format is written down in README.md */
     int num_layers;
     hlv_block_config *blocks; /* owned; hlv_adapter_config_free */
+    hlv_context *ctx;         /* that owns their memory */
 } hlv_adapter_config;
 
 /* Defaults for a clip, kept in model_index.json under "hla_defaults" (diffusers ignores it); absent: Wan's own. */
@@ -63,12 +64,14 @@ typedef struct hlv_default_config {
     double fps, guidance;
 } hlv_default_config;
 
+/* Each reads one file of the directory, and on failure says which file, which key, what stands there and what must. Keys
+ * that are absent take the default of the class named above; README.md lists them. */
 hlv_status hlv_transformer_config_read(hlv_context *ctx, const char *component_dir, hlv_transformer_config *config);
 hlv_status hlv_vae_config_read(hlv_context *ctx, const char *component_dir, hlv_vae_config *config);
 hlv_status hlv_text_config_read(hlv_context *ctx, const char *component_dir, hlv_text_config *config);
 hlv_status hlv_scheduler_config_read(hlv_context *ctx, const char *component_dir, hlv_scheduler_config *config);
 hlv_status hlv_adapter_config_read(hlv_context *ctx, const char *adapter_dir, hlv_adapter_config *config);
-void hlv_adapter_config_free(hlv_adapter_config *config);
+void hlv_adapter_config_free(hlv_adapter_config *config); /* its insides only */
 /* model_index.json: checks _class_name WanPipeline and the components' classes; reads the defaults. */
 hlv_status hlv_model_index_read(hlv_context *ctx, const char *model_dir, hlv_default_config *defaults);
 

@@ -26,7 +26,7 @@ typedef struct hlv_json_fields {
     hlv_context *ctx;
     const char *file;
     const char *where; /* "" or, within an array, such as "blocks[3]." */
-    const json_t *object;
+    json_t *object;
     hlv_status status;
 } hlv_json_fields;
 
