@@ -1,0 +1,106 @@
+/* attention/ops/hadamard/cpu.h - what the state and the quadratic kernel share: packing rows of tensors into
+ * column panels, and writing results. Included by sources compiled once per instruction set.
+ *
+ * A column panel holds HLA_TILE_COLUMNS columns of a matrix, row after row, as hla_tile reads its operand B; missing
+ * columns are zero.
+ */
+#ifndef HLA_OPS_HADAMARD_CPU_H
+#define HLA_OPS_HADAMARD_CPU_H
+
+#include "attention/ops/hadamard/kernel.h"
+#include "attention/simd/tile.h"
+
+HLA_INLINE int64_t round_up(int64_t n, int64_t unit) {
+    return (n + unit - 1) / unit * unit;
+}
+
+HLA_INLINE int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* Saturates; the arena then reports the overflow. */
+HLA_INLINE int64_t saturating_product(int64_t a, int64_t b) {
+    int64_t product;
+    return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
+HLA_INLINE int64_t panel_count(int64_t columns) {
+    return (columns + HLA_TILE_COLUMNS - 1) / HLA_TILE_COLUMNS;
+}
+
+/* How many vectors of the last panel hold columns: the right half may be empty. */
+HLA_INLINE int panel_vectors(int64_t panel, int64_t columns) {
+    return columns - panel * HLA_TILE_COLUMNS > HLA_VECTOR_WIDTH ? 2 : 1;
+}
+
+/* out[count] = element x = first ... first + count - 1 of row [b,t,h] */
+HLA_INLINE void load_row(float *restrict out, const hla_tensor *tensor, int64_t b, int64_t t, int64_t h, int64_t first,
+                         int64_t count) {
+    int64_t stride = tensor->stride[3];
+    const char *row = hla_tensor_row(tensor, b, t, h);
+    row += first * stride * (int64_t)hla_dtype_size(tensor->dtype);
+    if (tensor->dtype == HLA_F32 && stride == 1 && count % HLA_VECTOR_WIDTH == 0) {
+        const float *in = (const float *)(const void *)row;
+        for (int64_t x = 0; x < count; x += HLA_VECTOR_WIDTH)
+            hla_vector_store(out + x, hla_vector_load(in + x));
+    } else {
+        hla_load_floats(out, row, tensor->dtype, count, stride);
+    }
+}
+
+/* panels[panel][rows][HLA_TILE_COLUMNS] = rows first ... first + count - 1 of v [b,.,h,.]; count <= rows */
+HLA_INLINE void pack_values(float *restrict panels, int64_t rows, const hla_tensor *v, int64_t b, int64_t h,
+                            int64_t first, int64_t count) {
+    int64_t columns = v->shape[3];
+    for (int64_t panel = 0; panel < panel_count(columns); panel++) {
+        int64_t start = panel * HLA_TILE_COLUMNS, width = smaller(columns - start, HLA_TILE_COLUMNS);
+        float *to = panels + panel * rows * HLA_TILE_COLUMNS;
+        for (int64_t t = 0; t < count; t++, to += HLA_TILE_COLUMNS) {
+            load_row(to, v, b, first + t, h, start, width);
+            if (width < HLA_TILE_COLUMNS) memset(to + width, 0, (size_t)(HLA_TILE_COLUMNS - width) * sizeof *to);
+        }
+    }
+}
+
+/* Writes query tokens first ... first + count - 1 of out [b,.,h,.]:
+ *     normalised    sums / (denominator + epsilon), zero where that is zero
+ *     otherwise     scale * sums
+ * sums [panel][rows][HLA_TILE_COLUMNS]; denominators [count][HLA_VECTOR_WIDTH], to be added over the lanes. */
+HLA_INLINE void write_rows(const hla_hadamard_call *call, const float *sums, int64_t rows, const float *denominators,
+                           int64_t b, int64_t h, int64_t first, int64_t count) {
+    const hla_hadamard_problem *problem = call->problem;
+    const hla_tensor *out = call->out;
+    int64_t step = HLA_TILE_COLUMNS * out->stride[3] * (int64_t)hla_dtype_size(out->dtype);
+    for (int64_t t = 0; t < count; t++) {
+        float denominator = hla_vector_sum(hla_vector_load(denominators + t * HLA_VECTOR_WIDTH)) + problem->epsilon;
+        bool empty = problem->normalised && denominator == 0;
+        hla_vector divisor = hla_vector_set(problem->normalised && !empty ? denominator : 1);
+        hla_vector factor = hla_vector_set(empty ? 0 : problem->normalised ? 1 : problem->scale);
+        char *to = hla_tensor_row(out, b, first + t, h);
+        for (int64_t panel = 0; panel < panel_count(problem->value_dim); panel++, to += step) {
+            const float *from = sums + (panel * rows + t) * HLA_TILE_COLUMNS;
+            float row[HLA_TILE_COLUMNS];
+            for (int x = 0; x < HLA_TILE_COLUMNS; x += HLA_VECTOR_WIDTH) {
+                hla_vector value = hla_vector_divide(hla_vector_load(from + x), divisor);
+                hla_vector_store(row + x, empty ? hla_vector_zero() : hla_vector_multiply(value, factor));
+            }
+            int64_t width = smaller(problem->value_dim - panel * HLA_TILE_COLUMNS, HLA_TILE_COLUMNS);
+            hla_store_floats(to, out->dtype, width, out->stride[3], row);
+        }
+    }
+}
+
+/* Writes zeros for query tokens first ... first + count - 1: a row without keys. */
+HLA_INLINE void write_zeros(const hla_hadamard_call *call, int64_t b, int64_t h, int64_t first, int64_t count) {
+    const hla_tensor *out = call->out;
+    const float zeros[HLA_TILE_COLUMNS] = {0};
+    int64_t step = HLA_TILE_COLUMNS * out->stride[3] * (int64_t)hla_dtype_size(out->dtype);
+    for (int64_t t = 0; t < count; t++) {
+        char *to = hla_tensor_row(out, b, first + t, h);
+        for (int64_t start = 0; start < out->shape[3]; start += HLA_TILE_COLUMNS, to += step) {
+            hla_store_floats(to, out->dtype, smaller(out->shape[3] - start, HLA_TILE_COLUMNS), out->stride[3], zeros);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,396 @@
+/* State form, linear in T: per batch and head
+ *
+ *     S[f][x] = sum_j phi_j[f] v_j[x]     z[f] = sum_j phi_j[f]          phi_j = c_j^1 (x) ... (x) c_j^P, R numbers
+ *     n_i[x] = sum_f phi_i[f] S[f][x]     d_i = sum_f phi_i[f] z[f]      phi_i likewise of a_i
+ *
+ * Both are matrix products with phi as an operand, and phi is never stored: the factors are folded into two, an outer
+ * and an inner one, phi[o * R_inner + i] = outer[o] * inner[i], and a small panel of phi that stays in the first-level
+ * cache is made right before the register tile reads it.
+ *
+ * The work is cut by batch, head, feature range and query block. Each number of S is summed over token blocks in order
+ * by whoever owns it, so the result has the same bits for any number of threads; feature ranges are as wide as the
+ * second-level cache allows, narrower only to give each thread one.
+ */
+#include "attention/ops/hadamard/cpu.h"
+
+#include <omp.h>
+
+enum {
+    TOKENS = 128,  /* keys a block: its value panel (16 KB) and phi panel (24 KB) share a 48 KB cache */
+    FEATURES = 32, /* features a phi panel of the state */
+    BLOCK = 128,   /* features a phi panel of the query; a panel of S of that height is 16 KB */
+    QUERIES = 128, /* queries a block: what a read of S is shared by */
+    GROUP = 16,    /* queries a phi panel */
+    STATE_ROW = FEATURES + HLA_VECTOR_WIDTH, /* a row is written by whole vectors and may overshoot */
+    QUERY_ROW = BLOCK + HLA_VECTOR_WIDTH,
+    RANGE_BYTES = 512 << 10 /* of S that one pass over the keys keeps in the second-level cache */
+};
+
+/* The factors in order of rank, the first `split` of them folded into the outer one. Sorting keeps the inner one wide
+ * (a vector of phi then comes from one multiplication), the split keeps the sum of both ranks small. */
+typedef struct fold {
+    int order[HLA_MAX_FACTORS];
+    int factors, split;
+    int64_t outer, inner; /* ranks */
+    int64_t state_rank;
+} fold;
+
+static int64_t rank_product(const hla_hadamard_problem *problem, const int *order, int first, int last) {
+    int64_t product = 1;
+    for (int p = first; p < last; p++)
+        product *= problem->rank[order[p]];
+    return product;
+}
+
+static fold make_fold(const hla_hadamard_problem *problem) {
+    fold folded = {.factors = problem->factors};
+    for (int p = 0; p < problem->factors; p++) {
+        int place = p;
+        for (; place > 0 && problem->rank[folded.order[place - 1]] > problem->rank[p]; place--) {
+            folded.order[place] = folded.order[place - 1];
+        }
+        folded.order[place] = p;
+    }
+    for (int split = 0; split < folded.factors; split++) {
+        int64_t outer = rank_product(problem, folded.order, 0, split);
+        int64_t inner = rank_product(problem, folded.order, split, folded.factors);
+        if (split > 0 && outer + inner >= folded.outer + folded.inner) continue;
+        folded.split = split, folded.outer = outer, folded.inner = inner;
+    }
+    folded.state_rank = folded.outer * folded.inner;
+    return folded;
+}
+
+/* Of one thread. */
+typedef struct scratch {
+    float *outer;        /* keys: [R_outer][TOKENS]; queries: [QUERIES][R_outer] */
+    float *inner;        /* [TOKENS or QUERIES][inner_row], rows padded to be read by whole vectors */
+    float *row;          /* max(R_outer, R_inner): a row being expanded */
+    float *panel;        /* [TOKENS][STATE_ROW] or [GROUP][QUERY_ROW] of phi */
+    float *values;       /* keys: [panel of V][TOKENS][COLUMNS]; queries: the sums [panel of V][QUERIES][COLUMNS] */
+    float *denominators; /* [QUERIES][HLA_VECTOR_WIDTH] */
+} scratch;
+
+typedef struct plan {
+    const hla_hadamard_problem *problem;
+    fold folded;
+    int64_t inner_row;
+    int64_t value_panels;
+    int64_t block_size; /* floats of S a feature block: [panel of V][BLOCK][COLUMNS] */
+    int64_t state_size; /* floats of S a head: [feature block][panel of V][BLOCK][COLUMNS] */
+    int64_t sum_size;   /* floats of z a head */
+    float *state;       /* [B*H] S */
+    float *sums;        /* [B*H] z */
+    scratch first;      /* of thread 0; that of thread n lies n * scratch_size floats further */
+    int64_t scratch_size;
+} plan;
+
+static scratch carve_scratch(hla_arena *arena, const plan *p) {
+    scratch own;
+    own.outer = hla_arena_take(arena, saturating_product(p->folded.outer, TOKENS), sizeof(float));
+    own.inner = hla_arena_take(arena, saturating_product(p->inner_row, TOKENS), sizeof(float));
+    own.row =
+        hla_arena_take(arena, p->folded.outer > p->folded.inner ? p->folded.outer : p->folded.inner, sizeof(float));
+    own.panel = hla_arena_take(arena, TOKENS * STATE_ROW, sizeof(float));
+    own.values = hla_arena_take(arena, saturating_product(p->value_panels, TOKENS * HLA_TILE_COLUMNS), sizeof(float));
+    own.denominators = hla_arena_take(arena, QUERIES * HLA_VECTOR_WIDTH, sizeof(float));
+    return own;
+}
+
+static plan carve(hla_arena *arena, const hla_hadamard_problem *problem, int threads) {
+    plan p = {.problem = problem, .folded = make_fold(problem)};
+    int64_t heads = problem->batch * problem->heads;
+    p.inner_row = round_up(p.folded.inner, HLA_VECTOR_WIDTH) + HLA_VECTOR_WIDTH;
+    p.value_panels = panel_count(problem->value_dim);
+    p.block_size = p.value_panels * BLOCK * HLA_TILE_COLUMNS;
+    int64_t blocks = round_up(p.folded.state_rank, BLOCK) / BLOCK;
+    p.state_size = saturating_product(blocks, p.block_size);
+    p.sum_size = blocks * BLOCK;
+    p.state = hla_arena_take(arena, saturating_product(heads, p.state_size), sizeof(float));
+    p.sums = hla_arena_take(arena, saturating_product(heads, p.sum_size), sizeof(float));
+    hla_arena measured = {0};
+    carve_scratch(&measured, &p);
+    arena->overflow |= measured.overflow;
+    p.scratch_size = (int64_t)(measured.used / sizeof(float));
+    hla_arena mine = {.base = hla_arena_take(arena, p.scratch_size, (size_t)threads * sizeof(float))};
+    p.first = carve_scratch(&mine, &p);
+    return p;
+}
+
+static scratch scratch_of_thread(const plan *p) {
+    int64_t offset = omp_get_thread_num() * p->scratch_size;
+    scratch own = p->first;
+    return (scratch){own.outer + offset, own.inner + offset,  own.row + offset,
+                     own.panel + offset, own.values + offset, own.denominators + offset};
+}
+
+static float *state_block(const plan *p, int64_t head, int64_t feature) {
+    return p->state + head * p->state_size + feature / BLOCK * p->block_size + feature % BLOCK * HLA_TILE_COLUMNS;
+}
+
+/* row[] = Kronecker product of factors order[first] ... order[last - 1] of token [b,t,h]; an empty product is 1. Grown
+ * from the back in place, last factor fastest. */
+static void expand_row(float *row, const fold *folded, int first, int last, const hla_tensor *factors, int64_t b,
+                       int64_t t, int64_t h) {
+    if (first == last) {
+        row[0] = 1;
+        return;
+    }
+    const hla_tensor *factor = &factors[folded->order[first]];
+    int64_t length = factor->shape[3];
+    load_row(row, factor, b, t, h, 0, length);
+    for (int p = first + 1; p < last; p++) {
+        float next[HLA_MAX_RANK];
+        factor = &factors[folded->order[p]];
+        int64_t rank = factor->shape[3];
+        load_row(next, factor, b, t, h, 0, rank);
+        for (int64_t i = length - 1; i >= 0; i--) {
+            float x = row[i];
+            for (int64_t r = 0; r < rank; r++)
+                row[i * rank + r] = x * next[r];
+        }
+        length *= rank;
+    }
+}
+
+static void pack_inner_row(const plan *p, float *to, const hla_tensor *factors, int64_t b, int64_t t, int64_t h) {
+    expand_row(to, &p->folded, p->folded.split, p->folded.factors, factors, b, t, h);
+    for (int64_t i = p->folded.inner; i < p->inner_row; i++)
+        to[i] = 0;
+}
+
+/* ---- state ---- */
+
+static void pack_keys(const plan *p, const hla_hadamard_call *call, const scratch *own, int64_t b, int64_t h,
+                      int64_t first, int64_t count) {
+    for (int64_t t = 0; t < count; t++) {
+        expand_row(own->row, &p->folded, 0, p->folded.split, call->k, b, first + t, h);
+        for (int64_t o = 0; o < p->folded.outer; o++)
+            own->outer[o * TOKENS + t] = own->row[o];
+        pack_inner_row(p, own->inner + t * p->inner_row, call->k, b, first + t, h);
+    }
+    pack_values(own->values, TOKENS, call->v, b, h, first, count);
+}
+
+/* panel[t][0 ... width) = outer[t] * inner[t][0 ... width), in whole vectors */
+HLA_INLINE void multiply_segment(float *restrict panel, const float *restrict outer, const float *restrict inner,
+                                 int64_t inner_row, int64_t tokens, int64_t width) {
+    for (int64_t t = 0; t < tokens; t++, panel += STATE_ROW, inner += inner_row) {
+        hla_vector x = hla_vector_set(outer[t]);
+        for (int64_t i = 0; i < width; i += HLA_VECTOR_WIDTH) {
+            hla_vector_store(panel + i, hla_vector_multiply(x, hla_vector_load(inner + i)));
+        }
+    }
+}
+
+/* own->panel = phi of features first ... first + count - 1; zeros up to the next whole vector. Where the inner index
+ * wraps, a new segment starts, and its writes cover what the one before wrote too much. */
+static void make_key_panel(const plan *p, const scratch *own, int64_t first, int64_t count, int64_t tokens) {
+    int64_t o = first / p->folded.inner, i = first % p->folded.inner;
+    for (int64_t done = 0, width; done < count; done += width, o++, i = 0) {
+        width = smaller(p->folded.inner - i, count - done);
+        float *panel = own->panel + done;
+        const float *outer = own->outer + o * TOKENS, *inner = own->inner + i;
+        if (width == FEATURES) {
+            multiply_segment(panel, outer, inner, p->inner_row, tokens, FEATURES);
+        } else if (width == HLA_VECTOR_WIDTH) {
+            multiply_segment(panel, outer, inner, p->inner_row, tokens, HLA_VECTOR_WIDTH);
+        } else {
+            multiply_segment(panel, outer, inner, p->inner_row, tokens, width);
+        }
+    }
+    for (int64_t t = 0; t < tokens && count < FEATURES; t++) {
+        hla_vector_store(own->panel + t * STATE_ROW + count, hla_vector_zero());
+    }
+}
+
+/* z[0 ... FEATURES) op= column sums of the panel, in whole vectors. Two columns and two tokens at a time keep the
+ * adders busy. */
+static void sum_panel(float *sums, const float *panel, int64_t count, int64_t tokens, bool store) {
+    for (int64_t c = 0; c < count; c += HLA_VECTOR_WIDTH) {
+        hla_vector even = hla_vector_zero(), odd = hla_vector_zero();
+        int64_t t = 0;
+        for (; t + 1 < tokens; t += 2) {
+            even = hla_vector_add(even, hla_vector_load(panel + t * STATE_ROW + c));
+            odd = hla_vector_add(odd, hla_vector_load(panel + (t + 1) * STATE_ROW + c));
+        }
+        if (t < tokens) even = hla_vector_add(even, hla_vector_load(panel + t * STATE_ROW + c));
+        hla_tile_finish(sums + c, hla_vector_add(even, odd), store ? HLA_TILE_STORE : HLA_TILE_ADD);
+    }
+}
+
+/* The register tile with A = phi of the state panel: rows are features, steps are tokens. */
+#define STATE_TILE(name, vectors, op)                                                                                  \
+    static void name(float *c, const float *a, const float *b, int64_t steps) {                                        \
+        hla_tile(c, HLA_TILE_COLUMNS, a, 1, STATE_ROW, b, steps, vectors, op);                                         \
+    }
+STATE_TILE(state_store_half, 1, HLA_TILE_STORE)
+STATE_TILE(state_store_full, 2, HLA_TILE_STORE)
+STATE_TILE(state_add_half, 1, HLA_TILE_ADD)
+STATE_TILE(state_add_full, 2, HLA_TILE_ADD)
+typedef void tile_function(float *c, const float *a, const float *b, int64_t steps);
+static tile_function *const state_tiles[2][2] = {{state_store_half, state_store_full},
+                                                 {state_add_half, state_add_full}};
+
+/* S and z of features first ... last - 1 (first a multiple of FEATURES), summed over all keys of [b,h]. */
+static void build_range(const plan *p, const hla_hadamard_call *call, const scratch *own, int64_t head, int64_t first,
+                        int64_t last) {
+    int64_t b = head / p->problem->heads, h = head % p->problem->heads, keys = hla_hadamard_key_count(call, b);
+    for (int64_t key = 0; key < keys; key += TOKENS) {
+        int64_t tokens = smaller(TOKENS, keys - key);
+        pack_keys(p, call, own, b, h, key, tokens);
+        for (int64_t f = first; f < last; f += FEATURES) {
+            int64_t count = smaller(FEATURES, last - f);
+            make_key_panel(p, own, f, count, tokens);
+            sum_panel(p->sums + head * p->sum_size + f, own->panel, count, tokens, key == 0);
+            for (int64_t panel = 0; panel < p->value_panels; panel++) {
+                tile_function *tile = state_tiles[key > 0][panel_vectors(panel, p->problem->value_dim) - 1];
+                float *state = state_block(p, head, f) + panel * BLOCK * HLA_TILE_COLUMNS;
+                const float *values = own->values + panel * TOKENS * HLA_TILE_COLUMNS;
+                for (int64_t row = 0; row < count; row += HLA_TILE_ROWS) {
+                    tile(state + row * HLA_TILE_COLUMNS, own->panel + row, values, tokens);
+                }
+            }
+        }
+    }
+}
+
+/* ---- query ---- */
+
+/* Rows up to a whole register tile exist; those past count are zero. */
+static void pack_queries(const plan *p, const hla_hadamard_call *call, const scratch *own, int64_t b, int64_t h,
+                         int64_t first, int64_t count) {
+    int64_t rows = round_up(count, HLA_TILE_ROWS);
+    memset(own->outer + count * p->folded.outer, 0, (size_t)((rows - count) * p->folded.outer) * sizeof(float));
+    memset(own->inner + count * p->inner_row, 0, (size_t)((rows - count) * p->inner_row) * sizeof(float));
+    for (int64_t t = 0; t < count; t++) {
+        float *outer = own->outer + t * p->folded.outer;
+        expand_row(outer, &p->folded, 0, p->folded.split, call->q, b, first + t, h);
+        pack_inner_row(p, own->inner + t * p->inner_row, call->q, b, first + t, h);
+    }
+}
+
+/* phi[0 ... count) from feature `first` on, zeros up to the next whole vector; returns denominator + phi . z by lanes.
+ * inner_rank is a constant where that lets the loop be unrolled. */
+HLA_INLINE hla_vector make_query_row(float *restrict phi, const float *restrict outer, const float *restrict inner,
+                                     int64_t inner_rank, int64_t first, int64_t count, const float *restrict sums,
+                                     hla_vector denominator) {
+    int64_t o = first / inner_rank, i = first % inner_rank;
+    for (int64_t done = 0, width; done < count; done += width, o++, i = 0) {
+        width = smaller(inner_rank - i, count - done);
+        hla_vector x = hla_vector_set(outer[o]);
+        for (int64_t j = 0; j < width; j += HLA_VECTOR_WIDTH) {
+            hla_vector_store(phi + done + j, hla_vector_multiply(x, hla_vector_load(inner + i + j)));
+        }
+    }
+    hla_vector_store(phi + count, hla_vector_zero());
+    hla_vector odd = hla_vector_zero();
+    int64_t f = 0;
+    for (; f + HLA_VECTOR_WIDTH < count; f += 2 * HLA_VECTOR_WIDTH) {
+        denominator = hla_vector_multiply_add(hla_vector_load(phi + f), hla_vector_load(sums + f), denominator);
+        hla_vector next = hla_vector_load(phi + f + HLA_VECTOR_WIDTH);
+        odd = hla_vector_multiply_add(next, hla_vector_load(sums + f + HLA_VECTOR_WIDTH), odd);
+    }
+    if (f < count)
+        denominator = hla_vector_multiply_add(hla_vector_load(phi + f), hla_vector_load(sums + f), denominator);
+    return hla_vector_add(denominator, odd);
+}
+
+/* own->panel = phi of feature block `first` for queries row ... row + rows - 1, and its share of the denominators. */
+static void make_query_panel(const plan *p, const scratch *own, int64_t head, int64_t first, int64_t count, int64_t row,
+                             int64_t rows) {
+    const float *sums = p->sums + head * p->sum_size + first;
+    for (int64_t t = 0; t < rows; t++) {
+        float *phi = own->panel + t * QUERY_ROW, *lanes = own->denominators + (row + t) * HLA_VECTOR_WIDTH;
+        const float *outer = own->outer + (row + t) * p->folded.outer, *inner = own->inner + (row + t) * p->inner_row;
+        hla_vector before = first > 0 ? hla_vector_load(lanes) : hla_vector_zero();
+        hla_vector after;
+        if (p->folded.inner == 16 && count == BLOCK) {
+            after = make_query_row(phi, outer, inner, 16, first, BLOCK, sums, before);
+        } else if (p->folded.inner == 32 && count == BLOCK) {
+            after = make_query_row(phi, outer, inner, 32, first, BLOCK, sums, before);
+        } else {
+            after = make_query_row(phi, outer, inner, p->folded.inner, first, count, sums, before);
+        }
+        hla_vector_store(lanes, after);
+    }
+}
+
+/* The register tile with A = phi of the query panel: rows are queries, steps are features. */
+#define QUERY_TILE(name, vectors, op)                                                                                  \
+    static void name(float *c, const float *a, const float *b, int64_t steps) {                                        \
+        hla_tile(c, HLA_TILE_COLUMNS, a, QUERY_ROW, 1, b, steps, vectors, op);                                         \
+    }
+QUERY_TILE(query_store_half, 1, HLA_TILE_STORE)
+QUERY_TILE(query_store_full, 2, HLA_TILE_STORE)
+QUERY_TILE(query_add_half, 1, HLA_TILE_ADD)
+QUERY_TILE(query_add_full, 2, HLA_TILE_ADD)
+static tile_function *const query_tiles[2][2] = {{query_store_half, query_store_full},
+                                                 {query_add_half, query_add_full}};
+
+static void query_block(const plan *p, const hla_hadamard_call *call, const scratch *own, int64_t head, int64_t first) {
+    int64_t b = head / p->problem->heads, h = head % p->problem->heads;
+    int64_t count = smaller(QUERIES, p->problem->queries - first), padded = round_up(count, HLA_TILE_ROWS);
+    if (hla_hadamard_key_count(call, b) == 0) {
+        write_zeros(call, b, h, first, count);
+        return;
+    }
+    pack_queries(p, call, own, b, h, first, count);
+    for (int64_t f = 0; f < p->folded.state_rank; f += BLOCK) {
+        int64_t features = smaller(BLOCK, p->folded.state_rank - f);
+        for (int64_t row = 0; row < padded; row += GROUP) {
+            int64_t rows = smaller(GROUP, padded - row);
+            make_query_panel(p, own, head, f, features, row, rows);
+            for (int64_t panel = 0; panel < p->value_panels; panel++) {
+                tile_function *tile = query_tiles[f > 0][panel_vectors(panel, p->problem->value_dim) - 1];
+                const float *state = state_block(p, head, f) + panel * BLOCK * HLA_TILE_COLUMNS;
+                float *sums = own->values + (panel * QUERIES + row) * HLA_TILE_COLUMNS;
+                for (int64_t t = 0; t < rows; t += HLA_TILE_ROWS) {
+                    tile(sums + t * HLA_TILE_COLUMNS, own->panel + t * QUERY_ROW, state, features);
+                }
+            }
+        }
+    }
+    write_rows(call, own->values, QUERIES, own->denominators, b, h, first, count);
+}
+
+/* ---- whole ---- */
+
+static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int threads) {
+    carve(arena, problem, threads);
+}
+
+/* Features a unit of work builds. */
+static int64_t range_length(const plan *p, int64_t heads, int threads) {
+    int64_t cached = RANGE_BYTES / (p->value_panels * HLA_TILE_COLUMNS * (int64_t)sizeof(float));
+    int64_t shared = heads % threads == 0 ? p->folded.state_rank : (p->folded.state_rank + threads - 1) / threads;
+    int64_t length = round_up(smaller(cached, shared), FEATURES);
+    return length > 0 ? length : FEATURES;
+}
+
+static void run(const hla_hadamard_call *call) {
+    const hla_hadamard_problem *problem = call->problem;
+    hla_arena arena = {.base = call->workspace};
+    plan carved = carve(&arena, problem, call->threads);
+    const plan *p = &carved;
+    int64_t heads = problem->batch * problem->heads, length = range_length(p, heads, call->threads);
+    int64_t ranges = (p->folded.state_rank + length - 1) / length;
+    int64_t query_blocks = (problem->queries + QUERIES - 1) / QUERIES;
+#pragma omp parallel num_threads(call->threads)
+    {
+        scratch own = scratch_of_thread(p);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t unit = 0; unit < heads * ranges; unit++) {
+            int64_t first = unit % ranges * length, last = smaller(first + length, p->folded.state_rank);
+            build_range(p, call, &own, unit / ranges, first, last);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t unit = 0; unit < heads * query_blocks; unit++) {
+            query_block(p, call, &own, unit / query_blocks, unit % query_blocks * QUERIES);
+        }
+    }
+}
+
+extern const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_state);
+const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_state) = {"state_" HLA_ISA_STRING, HLA_FORM_STATE, HLA_ISA_VALUE,
+                                                             measure, run};

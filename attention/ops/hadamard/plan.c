@@ -1,0 +1,304 @@
+/* Plans of the Hadamard operator: checks the problem, chooses form and kernel by cost, explains itself; and the
+ * forward call, which checks its arguments and hands them to the kernel. */
+#include "attention/ops/hadamard/kernel.h"
+#include "attention/tune/tune.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+struct hla_hadamard_plan {
+    hla_context *context;
+    hla_hadamard_problem problem; /* problem.kernel is not kept */
+    const hla_hadamard_entry *kernel;
+    int threads;
+    size_t workspace;
+    char explain[384];
+};
+
+/* Far above any use; below it no product of a size and a tile constant leaves 64 bits. */
+static const int64_t max_size = INT64_C(1) << 40;
+
+void hla_hadamard_problem_init(hla_hadamard_problem *problem) {
+    if (!problem) return;
+    *problem = (hla_hadamard_problem){
+        .struct_size = sizeof *problem,
+        .batch = 1,
+        .heads = 1,
+        .factors = 1,
+        .dtype = HLA_F32,
+        .normalised = true,
+        .epsilon = 1e-6f,
+        .scale = 1,
+        .form = HLA_FORM_AUTO,
+    };
+}
+
+/* ---- checks of the problem ---- */
+
+static hla_status check_sizes(hla_context *context, const hla_hadamard_problem *problem) {
+    const struct {
+        const char *name;
+        int64_t value, least;
+    } sizes[] = {
+        {"batch", problem->batch, 1}, {"heads", problem->heads, 1},         {"queries", problem->queries, 1},
+        {"keys", problem->keys, 0},   {"value_dim", problem->value_dim, 1},
+    };
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        if (sizes[i].value < sizes[i].least || sizes[i].value > max_size) {
+            return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.%s is %" PRId64 ", wanted %" PRId64 " to %" PRId64,
+                            sizes[i].name, sizes[i].value, sizes[i].least, max_size);
+        }
+    }
+    return HLA_OK;
+}
+
+static hla_status check_ranks(hla_context *context, const hla_hadamard_problem *problem) {
+    if (problem->factors < 1 || problem->factors > HLA_MAX_FACTORS) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.factors is %d, wanted 1 to %d", problem->factors,
+                        HLA_MAX_FACTORS);
+    }
+    for (int p = 0; p < problem->factors; p++) {
+        if (problem->rank[p] < 1 || problem->rank[p] > HLA_MAX_RANK) {
+            return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.rank[%d] is %" PRId64 ", wanted 1 to %d", p,
+                            problem->rank[p], HLA_MAX_RANK);
+        }
+    }
+    return HLA_OK;
+}
+
+static hla_status check_options(hla_context *context, const hla_hadamard_problem *problem) {
+    if (!hla_dtype_valid(problem->dtype)) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.dtype is %d, not a known dtype", (int)problem->dtype);
+    }
+    if ((unsigned)problem->form > HLA_FORM_QUADRATIC) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.form is %d, not a known form", (int)problem->form);
+    }
+    if (!isfinite(problem->epsilon) || problem->epsilon < 0) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.epsilon is %g, wanted a finite number, at least 0",
+                        (double)problem->epsilon);
+    }
+    if (!isfinite(problem->scale)) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.scale is %g, wanted a finite number",
+                        (double)problem->scale);
+    }
+    return HLA_OK;
+}
+
+/* The tensors' bytes must fit in 64-bit offsets, and so must every count of heads x tokens the kernels loop over. */
+static hla_status check_products(hla_context *context, const hla_hadamard_problem *problem) {
+    int64_t tokens = problem->queries > problem->keys ? problem->queries : problem->keys;
+    int64_t width = problem->value_dim > HLA_MAX_RANK ? problem->value_dim : HLA_MAX_RANK;
+    size_t bytes = sizeof(float);
+    bool fits = hla_size_multiply(&bytes, problem->batch) && hla_size_multiply(&bytes, problem->heads) &&
+                hla_size_multiply(&bytes, tokens) && hla_size_multiply(&bytes, width);
+    if (fits && bytes <= PTRDIFF_MAX) return HLA_OK;
+    return hla_fail(context, HLA_ERROR_ARGUMENT,
+                    "problem.batch x heads x tokens x width (%" PRId64 " x %" PRId64 " x %" PRId64 " x %" PRId64
+                    ") overflows 64-bit sizes",
+                    problem->batch, problem->heads, tokens, width);
+}
+
+static hla_status check_problem(hla_context *context, const hla_hadamard_problem *problem) {
+    if (!problem) return hla_fail(context, HLA_ERROR_ARGUMENT, "problem is NULL");
+    if (problem->struct_size < sizeof *problem) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT,
+                        "problem.struct_size is %zu, wanted %zu: was hla_hadamard_problem_init called?",
+                        problem->struct_size, sizeof *problem);
+    }
+    hla_status (*const checks[])(hla_context *, const hla_hadamard_problem *) = {check_sizes, check_ranks,
+                                                                                 check_options, check_products};
+    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++) {
+        hla_status status = checks[i](context, problem);
+        if (status != HLA_OK) return status;
+    }
+    return HLA_OK;
+}
+
+/* ---- cost ---- */
+
+typedef struct cost {
+    double flops; /* 2 per multiply-add of the formula: what is reported */
+    double work;  /* multiply-adds of the register tile that take as long: what is compared */
+} cost;
+
+static double state_rank(const hla_hadamard_problem *problem) {
+    double product = 1;
+    for (int p = 0; p < problem->factors; p++)
+        product *= (double)problem->rank[p];
+    return product;
+}
+
+static double rank_sum(const hla_hadamard_problem *problem) {
+    double sum = 0;
+    for (int p = 0; p < problem->factors; p++)
+        sum += (double)problem->rank[p];
+    return sum;
+}
+
+static cost state_cost(const hla_hadamard_problem *problem, const hla_tune *tune) {
+    double heads = (double)problem->batch * (double)problem->heads, rank = state_rank(problem);
+    double tokens = heads * ((double)problem->queries + (double)problem->keys), value_dim = (double)problem->value_dim;
+    double width = rank_sum(problem) + value_dim;
+    return (cost){2 * tokens * rank * (value_dim + 1),
+                  tokens * (rank * (value_dim + tune->state_feature) + width * tune->state_token)};
+}
+
+static cost quadratic_cost(const hla_hadamard_problem *problem, const hla_tune *tune) {
+    double heads = (double)problem->batch * (double)problem->heads;
+    double tokens = heads * ((double)problem->queries + (double)problem->keys);
+    double pairs = heads * (double)problem->queries * (double)problem->keys;
+    double width = rank_sum(problem) + (double)problem->value_dim;
+    double scores = tune->quadratic_slowdown * width + problem->factors * tune->quadratic_score;
+    return (cost){2 * pairs * (width + 1), pairs * scores + tokens * width * tune->quadratic_token};
+}
+
+/* ---- the plan ---- */
+
+/* Bytes the kernel needs; false when they cannot be addressed. */
+static bool measure(const hla_hadamard_plan *plan, const hla_hadamard_entry *kernel, size_t *bytes) {
+    hla_arena arena = {0};
+    kernel->measure(&arena, &plan->problem, plan->threads);
+    *bytes = arena.used;
+    return !arena.overflow;
+}
+
+/* The cheaper form; the quadratic one when the state cannot be addressed. Compared at the speed of the best instruction
+ * set here, which both forms are written for. */
+static hla_status choose_form(hla_hadamard_plan *plan) {
+    const hla_hadamard_entry *state, *quadratic;
+    hla_status status = hla_hadamard_choose(plan->context, &plan->problem, HLA_FORM_STATE, &state);
+    if (status != HLA_OK) return status;
+    status = hla_hadamard_choose(plan->context, &plan->problem, HLA_FORM_QUADRATIC, &quadratic);
+    if (status != HLA_OK) return status;
+    const hla_tune *tune = hla_tune_of(state->isa);
+    size_t bytes;
+    bool cheaper = state_cost(&plan->problem, tune).work <= quadratic_cost(&plan->problem, tune).work;
+    plan->kernel = cheaper && measure(plan, state, &bytes) ? state : quadratic;
+    return HLA_OK;
+}
+
+static hla_status choose_kernel(hla_hadamard_plan *plan, bool *forced) {
+    hla_hadamard_problem *problem = &plan->problem;
+    hla_status status = hla_hadamard_choose(plan->context, problem, problem->form, &plan->kernel);
+    if (status != HLA_OK) return status;
+    *forced = plan->kernel != NULL;
+    if (!plan->kernel) status = choose_form(plan);
+    if (status != HLA_OK) return status;
+    if (!measure(plan, plan->kernel, &plan->workspace)) {
+        return hla_fail(plan->context, HLA_ERROR_UNSUPPORTED,
+                        "the workspace of kernel %s cannot be addressed: state rank %.0f, %" PRId64
+                        " keys, value_dim %" PRId64,
+                        plan->kernel->name, state_rank(problem), problem->keys, problem->value_dim);
+    }
+    return HLA_OK;
+}
+
+static void write_explanation(hla_hadamard_plan *plan, bool forced) {
+    const hla_hadamard_problem *problem = &plan->problem;
+    const hla_tune *tune = hla_tune_of(plan->kernel->isa);
+    cost state = state_cost(problem, tune), quadratic = quadratic_cost(problem, tune);
+    bool is_state = plan->kernel->form == HLA_FORM_STATE;
+    cost taken = is_state ? state : quadratic, other = is_state ? quadratic : state;
+    snprintf(plan->explain, sizeof plan->explain,
+             "%s form%s, kernel %s, %.3g GFLOP against %.3g in %s form; expected to take %.2g times as long as that. "
+             "State rank %.0f, %d thread%s, workspace %.3g MB.",
+             is_state ? "state" : "quadratic", forced ? " (forced)" : "", plan->kernel->name, taken.flops * 1e-9,
+             other.flops * 1e-9, is_state ? "quadratic" : "state", other.work > 0 ? taken.work / other.work : 1.0,
+             state_rank(problem), plan->threads, plan->threads == 1 ? "" : "s", (double)plan->workspace * 1e-6);
+}
+
+hla_status hla_hadamard_plan_create(hla_context *context, const hla_hadamard_problem *problem,
+                                    hla_hadamard_plan **plan) {
+    if (!context) return HLA_ERROR_ARGUMENT;
+    if (!plan) return hla_fail(context, HLA_ERROR_ARGUMENT, "plan is NULL");
+    *plan = NULL;
+    hla_status status = check_problem(context, problem);
+    if (status != HLA_OK) return status;
+    hla_hadamard_plan *created = calloc(1, sizeof *created);
+    if (!created) return hla_fail(context, HLA_ERROR_MEMORY, "out of memory for a plan");
+    created->context = context;
+    created->problem = *problem;
+    created->threads = context->threads;
+    bool forced;
+    status = choose_kernel(created, &forced);
+    if (status != HLA_OK) {
+        free(created);
+        return status;
+    }
+    write_explanation(created, forced);
+    created->problem.kernel = NULL;
+    *plan = created;
+    return HLA_OK;
+}
+
+void hla_hadamard_plan_free(hla_hadamard_plan *plan) {
+    free(plan);
+}
+
+size_t hla_hadamard_plan_workspace(const hla_hadamard_plan *plan) {
+    return plan ? plan->workspace : 0;
+}
+
+hla_form hla_hadamard_plan_form(const hla_hadamard_plan *plan) {
+    return plan ? plan->kernel->form : HLA_FORM_AUTO;
+}
+
+const char *hla_hadamard_plan_kernel(const hla_hadamard_plan *plan) {
+    return plan ? plan->kernel->name : "";
+}
+
+const char *hla_hadamard_plan_explain(const hla_hadamard_plan *plan) {
+    return plan ? plan->explain : "";
+}
+
+/* ---- forward ---- */
+
+/* An input, its shape, its finiteness if asked, and its distance from out. */
+static hla_status check_input(const hla_hadamard_plan *plan, const char *name, const hla_tensor *tensor, int64_t tokens,
+                              int64_t width, const hla_tensor *out) {
+    const hla_hadamard_problem *problem = &plan->problem;
+    hla_status status =
+        hla_check_tensor(plan->context, name, tensor, problem->dtype, problem->batch, tokens, problem->heads, width);
+    if (status == HLA_OK) status = hla_check_disjoint(plan->context, "out", out, name, tensor);
+    if (status == HLA_OK && plan->context->check_finite) status = hla_check_finite(plan->context, name, tensor);
+    return status;
+}
+
+static hla_status check_features(const hla_hadamard_plan *plan, const char *name, const hla_tensor *features,
+                                 int64_t tokens, const hla_tensor *out) {
+    if (!features) return hla_fail(plan->context, HLA_ERROR_ARGUMENT, "%s is NULL", name);
+    for (int p = 0; p < plan->problem.factors; p++) {
+        char element[32];
+        snprintf(element, sizeof element, "%s[%d]", name, p);
+        hla_status status = check_input(plan, element, &features[p], tokens, plan->problem.rank[p], out);
+        if (status != HLA_OK) return status;
+    }
+    return HLA_OK;
+}
+
+static hla_status check_call(const hla_hadamard_plan *plan, const hla_hadamard_call *call, size_t workspace_size) {
+    const hla_hadamard_problem *problem = &plan->problem;
+    hla_context *context = plan->context;
+    hla_status status = hla_check_output(context, "out", call->out, problem->dtype, problem->batch, problem->queries,
+                                         problem->heads, problem->value_dim);
+    if (status == HLA_OK) status = check_features(plan, "q_features", call->q, problem->queries, call->out);
+    if (status == HLA_OK) status = check_features(plan, "k_features", call->k, problem->keys, call->out);
+    if (status == HLA_OK) status = check_input(plan, "v", call->v, problem->keys, problem->value_dim, call->out);
+    if (status == HLA_OK) status = hla_check_key_lengths(context, call->key_lengths, problem->batch, problem->keys);
+    if (status == HLA_OK) status = hla_check_workspace(context, call->workspace, workspace_size, plan->workspace);
+    return status;
+}
+
+hla_status hla_hadamard_forward(const hla_hadamard_plan *plan, const hla_tensor *out, const hla_tensor *q_features,
+                                const hla_tensor *k_features, const hla_tensor *v, const int64_t *key_lengths,
+                                void *workspace, size_t workspace_size) {
+    if (!plan) return HLA_ERROR_ARGUMENT;
+    const hla_hadamard_call call = {&plan->problem, plan->threads, out, q_features, k_features, v,
+                                    key_lengths,    workspace};
+    hla_status status = check_call(plan, &call, workspace_size);
+    if (status != HLA_OK) return status;
+    plan->kernel->run(&call);
+    return HLA_OK;
+}

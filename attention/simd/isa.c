@@ -1,0 +1,20 @@
+/* Probes the instruction sets of isa.h. The compiler's support library asks CPUID and, by XGETBV, the system. */
+#include "attention/simd/isa.h"
+
+bool hla_isa_runs(hla_isa isa) {
+    if (isa == HLA_ISA_BASELINE) return true;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (isa == HLA_ISA_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (isa == HLA_ISA_AVX512) {
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    }
+#endif
+    return false;
+}
+
+const char *hla_isa_needs(hla_isa isa) {
+    static const char *const needs[] = {"", "AVX2, FMA", "AVX-512 F, BW, DQ, VL"};
+    return needs[isa];
+}
