@@ -30,6 +30,15 @@ hlv_status hlv_conv_create(hlv_context *ctx, hla_dtype dtype, const hlv_weight *
                            const hlv_conv_options *options, hlv_conv **conv);
 /* y [frames_out, height_out, width_out, O]; frames_out = (frames - kt) / stride_t + 1. */
 hlv_status hlv_conv_forward(const hlv_conv *conv, float *y, const float *x, int64_t frames, int64_t height, int64_t width);
+/* The same over frames that lie apart, each [height, width, channels]. accumulate: y += instead of y =. upsample: the convolution sees
+ * every pixel twice in both directions (nearest neighbour), height and width being those of the frames given. */
+typedef struct hlv_conv_flags {
+    bool accumulate, upsample;
+} hlv_conv_flags;
+hlv_status hlv_conv_run(const hlv_conv *conv, float *y, const float *const *frames, int64_t count, int64_t height,
+                        int64_t width, hlv_conv_flags flags);
+int64_t hlv_conv_in(const hlv_conv *conv);
+int64_t hlv_conv_out(const hlv_conv *conv);
 void hlv_conv_free(hlv_conv *conv);
 
 /* Row-wise, rows of `dim` floats; y may be x. threads come from ctx. gamma/weight/bias/scale/shift may be NULL.

@@ -1,5 +1,6 @@
 /* video/nn/onednn.c - see onednn.h. */
 #include "video/nn/onednn.h"
+#include "video/nn/vector.h"
 
 #include <omp.h>
 #include <string.h>
@@ -32,20 +33,26 @@ hlv_status hlv_onednn_fail(hlv_context *ctx, dnnl_status_t status, const char *n
     return hlv_fail(ctx, kind, "%s: oneDNN %s when asked to %s", name, sentence, action);
 }
 
-dnnl_status_t hlv_onednn_describe(dnnl_primitive_desc_t *pd, const_dnnl_op_desc_t operation, dnnl_engine_t engine) {
+static dnnl_status_t add_sum(dnnl_primitive_attr_t attributes) {
+    dnnl_post_ops_t operations = NULL;
+    dnnl_status_t status = dnnl_post_ops_create(&operations);
+    if (status == dnnl_success) status = dnnl_post_ops_append_sum(operations, 1.0f);
+    if (status == dnnl_success) status = dnnl_primitive_attr_set_post_ops(attributes, operations); /* copies */
+    if (operations) dnnl_post_ops_destroy(operations);
+    return status;
+}
+
+dnnl_status_t hlv_onednn_describe(dnnl_primitive_desc_t *pd, const_dnnl_op_desc_t operation, dnnl_engine_t engine,
+                                  bool sum) {
     *pd = NULL;
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_status_t status = dnnl_primitive_attr_create(&attributes);
     if (status != dnnl_success) return status;
     status = dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user);
+    if (status == dnnl_success && sum) status = add_sum(attributes);
     if (status == dnnl_success) status = dnnl_primitive_desc_create(pd, operation, attributes, engine, NULL);
     dnnl_primitive_attr_destroy(attributes);
     return status;
-}
-
-size_t hlv_onednn_bytes(const_dnnl_primitive_desc_t pd, dnnl_query_t what) {
-    const dnnl_memory_desc_t *desc = dnnl_primitive_desc_query_md(pd, what, 0);
-    return desc ? dnnl_memory_desc_get_size(desc) : 0;
 }
 
 dnnl_status_t hlv_onednn_run(dnnl_primitive_t primitive, dnnl_engine_t engine, dnnl_stream_t stream,
@@ -97,20 +104,20 @@ hlv_status hlv_onednn_pack(hlv_context *ctx, dnnl_engine_t engine, const dnnl_me
 }
 
 /* The upper half of the float nearest to x, ties to even; NaN stays NaN. */
-static inline uint32_t bf16_bits(float x) {
+HLV_INLINE uint32_t bf16_bits(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
 }
 
-void hlv_bf16_from_f32(uint16_t *dst, const float *src, int64_t count) {
+HLV_VECTOR void hlv_bf16_from_f32(uint16_t *dst, const float *src, int64_t count) {
 #pragma omp simd
     for (int64_t i = 0; i < count; i++)
         dst[i] = (uint16_t)bf16_bits(src[i]);
 }
 
-void hlv_bf16_round(float *dst, const float *src, int64_t count) {
+HLV_VECTOR void hlv_bf16_round(float *dst, const float *src, int64_t count) {
 #pragma omp simd
     for (int64_t i = 0; i < count; i++) {
         uint32_t bits = bf16_bits(src[i]) << 16;
