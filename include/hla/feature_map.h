@@ -29,17 +29,20 @@ typedef enum hla_activation {
     HLA_ACTIVATION_IDENTITY = 6  /* u: signed, so only for un-normalised attention or a guarded denominator */
 } hla_activation;
 
-HLA_API bool hla_activation_from_name(const char *name, hla_activation *activation); /* "relu", "elu1", ... */
-HLA_API const char *hla_activation_name(hla_activation activation);
+/* "relu", "elu1", "softplus", "exp", "softmax", "square", "identity"; false, and nothing written, for another name. */
+HLA_API bool hla_activation_from_name(const char *name, hla_activation *activation);
+HLA_API const char *hla_activation_name(hla_activation activation); /* never NULL; "unknown" outside the enum */
 
 typedef struct hla_feature_map_problem {
-    size_t struct_size;
-    int64_t batch, heads, tokens, dim, rank;
-    hla_dtype dtype; /* of x and out; weights are float32 */
+    size_t struct_size;                      /* set by hla_feature_map_problem_init */
+    int64_t batch, heads, tokens, dim, rank; /* all at least 1 */
+    hla_dtype dtype;                         /* of x and out; weights are float32 */
     hla_activation activation;
-    float floor;     /* relu only; default 1e-3 */
-    bool is_query;   /* exp only: subtract the row's own maximum instead of shift */
-    float shift;     /* exp keys only: a constant for all tokens of a head; cancels in n/d */
+    float floor;        /* relu only; default 1e-3 */
+    bool is_query;      /* exp only: subtract the row's own maximum instead of shift */
+    float shift;        /* exp keys only: a constant for all tokens of a head; cancels in n/d */
+    const char *kernel; /* force an entry of the kernel table by name; NULL: best this machine runs.
+                           The environment variable HLA_FEATURE_MAP_KERNEL does the same. */
 } hla_feature_map_problem;
 
 HLA_API void hla_feature_map_problem_init(hla_feature_map_problem *problem);
@@ -51,10 +54,19 @@ typedef struct hla_feature_map_weights {
     const float *hidden_bias;   /* c [H,D], or NULL */
 } hla_feature_map_weights;
 
-/* out [B,T,H,R], x [B,T,H,D]; any strides. The result does not depend on the number of threads. */
+/* out [B,T,H,R], x [B,T,H,D]; both of problem.dtype, any strides, owned by the caller. The result does not depend on
+ * the number of threads, bit for bit. out must not overlap x. On an error nothing has been written. */
 HLA_API hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_problem *problem,
                                            const hla_tensor *out, const hla_tensor *x,
                                            const hla_feature_map_weights *weights);
+
+/* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
+typedef struct hla_feature_map_kernel_info {
+    const char *name;  /* "reference", "avx512", ... */
+    bool runs_here;    /* this machine can execute it */
+    const char *needs; /* the instruction sets it needs, "" for baseline */
+} hla_feature_map_kernel_info;
+HLA_API bool hla_feature_map_kernel(int i, hla_feature_map_kernel_info *info);
 
 #ifdef __cplusplus
 }

@@ -6,9 +6,14 @@
  *     problem.batch = 1, problem.heads = H, problem.queries = problem.keys = T, problem.dim = problem.value_dim = D;
  *     hla_softmax_plan *plan = NULL;
  *     hla_softmax_plan_create(ctx, &problem, &plan);
+ *     void *workspace = aligned_alloc(64, hla_softmax_plan_workspace(plan));
  *     hla_softmax_forward(plan, &out, &q, &k, &v, NULL, NULL, workspace, hla_softmax_plan_workspace(plan));
+ *     hla_softmax_plan_free(plan);
  *
  * out_i = sum_j softmax_j(scale * q_i . k_j + key_bias_j) v_j
+ *
+ * Source: Vaswani et al., "Attention Is All You Need", arXiv 1706.03762, equation 1; computed tile by tile with a
+ * running maximum and sum as in Dao et al., "FlashAttention", arXiv 2205.14135, algorithm 1.
  */
 #ifndef HLA_SOFTMAX_H
 #define HLA_SOFTMAX_H
@@ -20,26 +25,42 @@ extern "C" {
 #endif
 
 typedef struct hla_softmax_problem {
-    size_t struct_size;
-    int64_t batch, heads, queries, keys, dim, value_dim;
-    hla_dtype dtype;
-    float scale; /* 0: 1/sqrt(dim), the default */
+    size_t struct_size;                                  /* set by hla_softmax_problem_init */
+    int64_t batch, heads, queries, keys, dim, value_dim; /* all at least 1, but keys may be 0 */
+    hla_dtype dtype;                                     /* of q, k, v and out; scores and sums are float32 or better */
+    float scale;                                         /* 0: 1/sqrt(dim), the default */
+    const char *kernel; /* force an entry of the kernel table by name; NULL: best this machine runs.
+                           The environment variable HLA_SOFTMAX_KERNEL does the same. */
 } hla_softmax_problem;
 
 HLA_API void hla_softmax_problem_init(hla_softmax_problem *problem);
 
 typedef struct hla_softmax_plan hla_softmax_plan;
+
+/* Checks the problem, picks the kernel and lays the workspace out. The plan keeps a pointer to context, which must
+ * outlive it; on an error *plan is NULL. */
 HLA_API hla_status hla_softmax_plan_create(hla_context *context, const hla_softmax_problem *problem,
                                            hla_softmax_plan **plan);
-HLA_API void hla_softmax_plan_free(hla_softmax_plan *plan);
-HLA_API size_t hla_softmax_plan_workspace(const hla_softmax_plan *plan);
+HLA_API void hla_softmax_plan_free(hla_softmax_plan *plan);                /* NULL is fine */
+HLA_API size_t hla_softmax_plan_workspace(const hla_softmax_plan *plan);   /* bytes, 64-byte aligned; may be 0 */
+HLA_API const char *hla_softmax_plan_kernel(const hla_softmax_plan *plan); /* name of the kernel chosen */
 
-/* out [B,Tq,H,V]; q [B,Tq,H,D]; k [B,Tk,H,D]; v [B,Tk,H,V]; any strides. key_lengths: NULL or B numbers.
+/* out [B,Tq,H,V]; q [B,Tq,H,D]; k [B,Tk,H,D]; v [B,Tk,H,V]; all of problem.dtype, any strides, owned by the caller.
+ * key_lengths: NULL, or B numbers 0..Tk: keys beyond are not read. A row without keys becomes zeros.
  * key_bias: NULL or Tk floats added to every query's scores (shared by batch and heads); a key that stands for n
- * identical keys carries ln n. The result does not depend on the number of threads. */
+ * identical keys carries ln n, one with minus infinity has no weight. The result does not depend on the number of
+ * threads, bit for bit. out must not overlap an input. Allocates nothing; on an error nothing has been written. */
 HLA_API hla_status hla_softmax_forward(const hla_softmax_plan *plan, const hla_tensor *out, const hla_tensor *q,
                                        const hla_tensor *k, const hla_tensor *v, const int64_t *key_lengths,
                                        const float *key_bias, void *workspace, size_t workspace_size);
+
+/* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
+typedef struct hla_softmax_kernel_info {
+    const char *name;  /* "reference", "avx512", ... */
+    bool runs_here;    /* this machine can execute it */
+    const char *needs; /* the instruction sets it needs, "" for baseline */
+} hla_softmax_kernel_info;
+HLA_API bool hla_softmax_kernel(int i, hla_softmax_kernel_info *info);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,125 @@
+/* Feature maps in double precision, one row at a time: the oracle the kernels are compared with. */
+#include "attention/ops/feature_map/internal.h"
+
+#include <math.h>
+#include <omp.h>
+
+static double largest_of(const double *row, int64_t rank) {
+    double largest = -INFINITY;
+    for (int64_t r = 0; r < rank; r++) {
+        if (row[r] > largest) largest = row[r];
+    }
+    return largest;
+}
+
+static void relu(double *row, const hla_feature_map_problem *problem) {
+    for (int64_t r = 0; r < problem->rank; r++)
+        row[r] = (row[r] < 0 ? 0 : row[r]) + (double)problem->floor;
+}
+
+static void elu1(double *row, const hla_feature_map_problem *problem) {
+    for (int64_t r = 0; r < problem->rank; r++)
+        row[r] = row[r] > 0 ? row[r] + 1 : exp(row[r]);
+}
+
+static void softplus(double *row, const hla_feature_map_problem *problem) {
+    for (int64_t r = 0; r < problem->rank; r++)
+        row[r] = row[r] > 0 ? row[r] + log1p(exp(-row[r])) : log1p(exp(row[r]));
+}
+
+static void exponential(double *row, const hla_feature_map_problem *problem) {
+    double shift = problem->is_query ? largest_of(row, problem->rank) : (double)problem->shift;
+    for (int64_t r = 0; r < problem->rank; r++)
+        row[r] = exp(row[r] - shift);
+}
+
+static void softmax(double *row, const hla_feature_map_problem *problem) {
+    double largest = largest_of(row, problem->rank), sum = 0;
+    for (int64_t r = 0; r < problem->rank; r++)
+        sum += row[r] = exp(row[r] - largest);
+    for (int64_t r = 0; r < problem->rank; r++)
+        row[r] /= sum;
+}
+
+static void square(double *row, const hla_feature_map_problem *problem) {
+    for (int64_t r = 0; r < problem->rank; r++)
+        row[r] *= row[r];
+}
+
+static void identity(double *row, const hla_feature_map_problem *problem) {
+    (void)row, (void)problem;
+}
+
+/* out_i = bias_i + sum_x weight[i,x] in_x */
+static void project(double *out, const float *weight, const float *bias, const double *in, int64_t rows, int64_t dim) {
+    for (int64_t i = 0; i < rows; i++) {
+        double sum = bias ? (double)bias[i] : 0;
+        for (int64_t x = 0; x < dim; x++)
+            sum += (double)weight[i * dim + x] * in[x];
+        out[i] = sum;
+    }
+}
+
+static const float *head_of(const float *array, int64_t h, int64_t size) {
+    return array ? array + h * size : NULL;
+}
+
+void hla_feature_map_reference_row(const hla_feature_map_call *call, int64_t b, int64_t t, int64_t h, double *row,
+                                   double *x, double *hidden, float *input) {
+    static void (*const activate[HLA_ACTIVATIONS])(double *, const hla_feature_map_problem *) = {
+        relu, elu1, softplus, exponential, softmax, square, identity};
+    const hla_feature_map_problem *problem = &call->problem;
+    const hla_feature_map_weights *weights = &call->weights;
+    int64_t dim = problem->dim, rank = problem->rank;
+    hla_load_floats(input, hla_tensor_row(call->x, b, t, h), call->x->dtype, dim, call->x->stride[3]);
+    for (int64_t i = 0; i < dim; i++)
+        x[i] = (double)input[i];
+    if (weights->hidden_weight) {
+        project(hidden, head_of(weights->hidden_weight, h, dim * dim), head_of(weights->hidden_bias, h, dim), x, dim,
+                dim);
+        for (int64_t i = 0; i < dim; i++)
+            x[i] += hidden[i] < 0 ? 0 : hidden[i];
+    }
+    project(row, head_of(weights->weight, h, rank * dim), head_of(weights->bias, h, rank), x, rank, dim);
+    activate[problem->activation](row, problem);
+}
+
+/* Scratch of all threads. */
+typedef struct scratch {
+    double *row, *x, *hidden; /* [threads][R], [threads][D], [threads][D] */
+    float *input;             /* [threads][D] */
+} scratch;
+
+static scratch carve(const hla_feature_map_problem *problem, int threads, hla_arena *arena) {
+    size_t n = (size_t)threads;
+    return (scratch){.row = hla_arena_take(arena, problem->rank, n * sizeof(double)),
+                     .x = hla_arena_take(arena, problem->dim, n * sizeof(double)),
+                     .hidden = hla_arena_take(arena, problem->dim, n * sizeof(double)),
+                     .input = hla_arena_take(arena, problem->dim, n * sizeof(float))};
+}
+
+void hla_feature_map_reference_workspace(const hla_feature_map_problem *problem, int threads, hla_arena *arena) {
+    carve(problem, threads, arena);
+}
+
+void hla_feature_map_reference_forward(const hla_feature_map_call *call, void *workspace) {
+    const hla_feature_map_problem *problem = &call->problem;
+    const hla_tensor *out = call->out;
+    hla_arena arena = {.base = workspace};
+    scratch all = carve(problem, call->threads, &arena);
+    int64_t rows = problem->batch * problem->tokens * problem->heads;
+#pragma omp parallel for num_threads(call->threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t h = i % problem->heads, t = i / problem->heads % problem->tokens;
+        int64_t b = i / problem->heads / problem->tokens, me = omp_get_thread_num();
+        double *row = all.row + me * problem->rank;
+        hla_feature_map_reference_row(call, b, t, h, row, all.x + me * problem->dim, all.hidden + me * problem->dim,
+                                      all.input + me * problem->dim);
+        char *place = hla_tensor_row(out, b, t, h);
+        for (int64_t r = 0; r < problem->rank; r++) {
+            float value = (float)row[r];
+            hla_store_floats(place + r * out->stride[3] * (int64_t)hla_dtype_size(out->dtype), out->dtype, 1, 1,
+                             &value);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+/* Softmax attention in double precision, one row at a time: the oracle the kernels are compared with. */
+#include "attention/ops/softmax/internal.h"
+
+#include <math.h>
+#include <omp.h>
+
+/* scores_j = scale q_i . k_j + bias_j; returns the largest, or minus infinity without keys. */
+static double row_scores(const hla_softmax_call *call, int64_t b, int64_t i, int64_t h, int64_t keys, double *scores,
+                         float *query, float *key) {
+    const hla_softmax_problem *problem = &call->problem;
+    const hla_tensor *q = call->q, *k = call->k;
+    hla_load_floats(query, hla_tensor_row(q, b, i, h), q->dtype, problem->dim, q->stride[3]);
+    double largest = -INFINITY;
+    for (int64_t j = 0; j < keys; j++) {
+        hla_load_floats(key, hla_tensor_row(k, b, j, h), k->dtype, problem->dim, k->stride[3]);
+        double dot = 0;
+        for (int64_t x = 0; x < problem->dim; x++)
+            dot += (double)query[x] * (double)key[x];
+        scores[j] = (double)problem->scale * dot + (call->key_bias ? (double)call->key_bias[j] : 0);
+        if (scores[j] > largest) largest = scores[j];
+    }
+    return largest;
+}
+
+void hla_softmax_reference_row(const hla_softmax_call *call, int64_t b, int64_t i, int64_t h, double *row,
+                               double *scores, float *query, float *values) {
+    const hla_tensor *v = call->v;
+    int64_t keys = hla_softmax_keys(call, b), value_dim = call->problem.value_dim;
+    double largest = row_scores(call, b, i, h, keys, scores, query, values);
+    for (int64_t x = 0; x < value_dim; x++)
+        row[x] = 0;
+    if (largest == -INFINITY) largest = 0; /* every key masked: all weights become exp(-infinity) = 0 */
+    double sum = 0;
+    for (int64_t j = 0; j < keys; j++) {
+        double weight = exp(scores[j] - largest);
+        sum += weight;
+        hla_load_floats(values, hla_tensor_row(v, b, j, h), v->dtype, value_dim, v->stride[3]);
+        for (int64_t x = 0; x < value_dim; x++)
+            row[x] += weight * (double)values[x];
+    }
+    for (int64_t x = 0; x < value_dim && sum != 0; x++)
+        row[x] /= sum;
+}
+
+/* Scratch of each thread, one after the other. */
+typedef struct scratch {
+    double *row, *scores;  /* [threads][V], [threads][Tk] */
+    float *query, *values; /* [threads][D], [threads][max(D,V)] */
+} scratch;
+
+static int64_t longest_vector(const hla_softmax_problem *problem) {
+    return problem->dim > problem->value_dim ? problem->dim : problem->value_dim;
+}
+
+static scratch carve(const hla_softmax_problem *problem, int threads, hla_arena *arena) {
+    size_t n = (size_t)threads;
+    return (scratch){.row = hla_arena_take(arena, problem->value_dim, n * sizeof(double)),
+                     .scores = hla_arena_take(arena, problem->keys, n * sizeof(double)),
+                     .query = hla_arena_take(arena, problem->dim, n * sizeof(float)),
+                     .values = hla_arena_take(arena, longest_vector(problem), n * sizeof(float))};
+}
+
+void hla_softmax_reference_workspace(const hla_softmax_problem *problem, int threads, hla_arena *arena) {
+    carve(problem, threads, arena);
+}
+
+void hla_softmax_reference_forward(const hla_softmax_call *call, void *workspace) {
+    const hla_softmax_problem *problem = &call->problem;
+    const hla_tensor *out = call->out;
+    hla_arena arena = {.base = workspace};
+    scratch all = carve(problem, call->threads, &arena);
+    int64_t rows = problem->batch * problem->queries * problem->heads;
+#pragma omp parallel for num_threads(call->threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t h = r % problem->heads, i = r / problem->heads % problem->queries;
+        int64_t b = r / problem->heads / problem->queries, me = omp_get_thread_num();
+        double *row = all.row + me * problem->value_dim;
+        float *values = all.values + me * longest_vector(problem);
+        hla_softmax_reference_row(call, b, i, h, row, all.scores + me * problem->keys, all.query + me * problem->dim,
+                                  values);
+        char *place = hla_tensor_row(out, b, i, h);
+        for (int64_t x = 0; x < problem->value_dim; x++) {
+            float value = (float)row[x];
+            hla_store_floats(place + x * out->stride[3] * (int64_t)hla_dtype_size(out->dtype), out->dtype, 1, 1,
+                             &value);
+        }
+    }
+}
