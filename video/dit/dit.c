@@ -14,10 +14,6 @@ const hlv_transformer_config *hlv_dit_config(const hlv_dit *dit) {
 }
 
 static hlv_status check_config(hlv_context *ctx, const hlv_transformer_config *config) {
-    if (config->attention_head_dim % 2)
-        return hlv_fail(ctx, HLV_ERROR_UNSUPPORTED,
-                        "transformer config: attention_head_dim is %d, wanted an even number",
-                        config->attention_head_dim);
     if (config->in_channels != config->out_channels)
         return hlv_fail(
             ctx, HLV_ERROR_UNSUPPORTED,

@@ -26,14 +26,13 @@ static float *modulation_of(const hlv_dit_session *session) {
 /* Cosines, then sines. Frequencies and phases are rounded to float32 as the reference rounds them: at t near 1000 that
  * moves a phase by up to 6e-5. */
 static void sinusoids(float *out, int width, double timestep) {
-    const int half = width / 2;
+    const int half = width / 2; /* the config's reader has made sure of an even width */
     for (int i = 0; i < half; i++) {
         float exponent = (float)-log(10000.0) * (float)i / (float)half;
         float phase = (float)timestep * (float)exp((double)exponent);
         out[i] = (float)cos((double)phase);
         out[half + i] = (float)sin((double)phase);
     }
-    if (width % 2) out[width - 1] = 0.0f;
 }
 
 /* Fills temb [D] and mod0 [6,D]. */
