@@ -3,6 +3,7 @@
 #ifndef HLV_HLV_H
 #define HLV_HLV_H
 
+#include "hlv/arrays.h"
 #include "hlv/context.h"
 #include "hlv/generate.h"
 #include "hlv/media.h"

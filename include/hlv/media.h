@@ -1,4 +1,5 @@
-/* hlv/media.h - frames to files: MP4 and WebM through the ffmpeg program, GIF, animated PNG, Y4M and single PNGs without.
+/* hlv/media.h - frames to files: MP4 and WebM through the ffmpeg program, GIF, animated PNG, Y4M and single PNGs
+ * without.
  *
  *     hlv_video_writer *writer = NULL;
  *     hlv_video_writer_open(ctx, "rocket.mp4", &(hlv_video_info){.width = 128, .height = 128, .fps = 16}, &writer);
@@ -27,7 +28,8 @@ typedef struct hlv_video_writer hlv_video_writer;
 /* The format follows the extension: .mp4 .webm (need ffmpeg) .gif .png/.apng (animated) .y4m; a path holding "%" and
  * ending in .png, such as "frame-%03d.png", writes single PNGs. Checked before anything is computed: see
  * hlv_video_check. The file appears under its name only after a successful close; a failure leaves nothing behind. */
-HLV_API hlv_status hlv_video_check(hlv_context *context, const char *path); /* can this path be written on this machine? */
+HLV_API hlv_status hlv_video_check(hlv_context *context,
+                                   const char *path); /* can this path be written on this machine? */
 HLV_API hlv_status hlv_video_writer_open(hlv_context *context, const char *path, const hlv_video_info *info,
                                          hlv_video_writer **writer);
 HLV_API hlv_status hlv_video_writer_frame(hlv_video_writer *writer, const uint8_t *rgb); /* height*width*3 bytes */
