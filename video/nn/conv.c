@@ -11,11 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BAND_BYTES 131072 /* about what one frame's band should take: two of them and the weights fit a core's cache   \
-                           */
-#define BAND_ROWS 4       /* least rows of a band: below, the rows read around it weigh too much */
-#define MAX_KERNEL 16     /* along each axis */
-#define MAX_SIDE 65536    /* pixels: keeps every product of sizes far from overflow */
+#define BAND_BYTES                                                                                                     \
+    131072             /* about what one frame's band should take: two of them and the weights fit a core's cache      \
+                        */
+#define BAND_ROWS 4    /* least rows of a band: below, the rows read around it weigh too much */
+#define MAX_KERNEL 16  /* along each axis */
+#define MAX_SIDE 65536 /* pixels: keeps every product of sizes far from overflow */
 #define MAX_KINDS 8
 
 /* What oneDNN needs for a band: all bands but the first and the last few are of one kind. */
@@ -24,7 +25,14 @@ typedef struct band_kind {
     dnnl_primitive_desc_t pd[2];         /* [add to y] */
     dnnl_primitive_t primitive[2];
     dnnl_memory_desc_t x, y, scratch[2];
+    int layout; /* of its weights: an index into the plan's */
 } band_kind;
+
+/* Weights in one of oneDNN's layouts, one frame's kernel each. */
+typedef struct packing {
+    dnnl_memory_desc_t desc;
+    void *weights[MAX_KERNEL];
+} packing;
 
 /* The cut of one image size, with the memory the threads work in. */
 typedef struct plan {
@@ -33,6 +41,10 @@ typedef struct plan {
     int64_t band_rows, bands;
     int kinds;
     band_kind kind[MAX_KINDS];
+    /* Kinds may want their weights in different layouts, and oneDNN's fast kernels take no other. layout[0] is the
+     * layer's own. */
+    int layouts;
+    packing layout[MAX_KINDS + 1];
     size_t scratch; /* most bytes that a primitive asks for */
     char *memory;
     size_t memory_bytes;
@@ -46,10 +58,10 @@ struct hlv_conv {
     bool bf16, emulated; /* as in hlv_linear */
     dnnl_engine_t engine;
     dnnl_data_type_t type;
-    dnnl_memory_desc_t weight, bias_desc;
-    void *weights[MAX_KERNEL]; /* one frame's kernel each */
-    float *bias;               /* [2, out]: the bias, zeros */
-    plan *plan;                /* of the size last seen */
+    dnnl_memory_desc_t bias_desc;
+    packing packing; /* in the layout for a band of typical size */
+    float *bias;     /* [2, out]: the bias, zeros */
+    plan *plan;      /* of the size last seen */
 };
 
 /* Describes and makes one primitive of a band; weight may have an open layout, and says the chosen one on return. */
@@ -72,18 +84,22 @@ static dnnl_status_t make_primitive(const hlv_conv *c, band_kind *k, int64_t wid
     return status;
 }
 
-static void drop_kind(band_kind *k) {
+static void drop_primitives(band_kind *k) {
     for (int sum = 0; sum < 2; sum++) {
         if (k->primitive[sum]) dnnl_primitive_destroy(k->primitive[sum]);
         if (k->pd[sum]) dnnl_primitive_desc_destroy(k->pd[sum]);
+        k->primitive[sum] = NULL;
+        k->pd[sum] = NULL;
     }
-    memset(k, 0, sizeof *k);
 }
 
 static void drop_plan(hlv_conv *c) {
     if (!c->plan) return;
     for (int i = 0; i < c->plan->kinds; i++)
-        drop_kind(&c->plan->kind[i]);
+        drop_primitives(&c->plan->kind[i]);
+    for (int i = 1; i < c->plan->layouts; i++)
+        for (int64_t t = 0; t < c->kt; t++)
+            hlv_free(c->ctx, c->plan->layout[i].weights[t]);
     hlv_free(c->ctx, c->plan->memory);
     free(c->plan);
     c->plan = NULL;
@@ -97,9 +113,9 @@ static dnnl_status_t choose_layout(hlv_conv *c, dnnl_data_type_t type) {
     int64_t width = (out_width - 1) * c->options.stride_x + c->kx - c->options.pad_left - c->options.pad_right;
     const dnnl_dims_t w = {c->out, c->in, c->ky, c->kx};
     c->type = type;
-    dnnl_status_t status = dnnl_memory_desc_init_by_tag(&c->weight, 4, w, type, dnnl_format_tag_any);
-    if (status == dnnl_success) status = make_primitive(c, &k, width, out_width, true, &c->weight);
-    drop_kind(&k);
+    dnnl_status_t status = dnnl_memory_desc_init_by_tag(&c->packing.desc, 4, w, type, dnnl_format_tag_any);
+    if (status == dnnl_success) status = make_primitive(c, &k, width, out_width, true, &c->packing.desc);
+    drop_primitives(&k);
     return status;
 }
 
@@ -111,8 +127,8 @@ static hlv_status pack_weights(hlv_conv *c, float *w) {
     dnnl_status_t made = dnnl_memory_desc_init_by_strides(&plain, 4, dims, dnnl_f32, strides);
     if (made != dnnl_success) return hlv_onednn_fail(c->ctx, made, c->name, "describe the weights");
     for (int64_t t = 0; t < c->kt; t++) {
-        hlv_status status =
-            hlv_onednn_pack(c->ctx, c->engine, &plain, w + t * plane, &c->weight, c->name, &c->weights[t]);
+        hlv_status status = hlv_onednn_pack(c->ctx, c->engine, &plain, w + t * plane, &c->packing.desc, c->name,
+                                            &c->packing.weights[t]);
         if (status != HLV_OK) return status;
     }
     return HLV_OK;
@@ -205,7 +221,7 @@ void hlv_conv_free(hlv_conv *c) {
     if (!c) return;
     drop_plan(c);
     for (int64_t t = 0; t < c->kt; t++)
-        hlv_free(c->ctx, c->weights[t]);
+        hlv_free(c->ctx, c->packing.weights[t]);
     hlv_free(c->ctx, c->bias);
     if (c->engine) dnnl_engine_destroy(c->engine);
     free(c->name);
@@ -244,32 +260,56 @@ static band_kind *find_kind(plan *p, const band_kind *k) {
     return NULL;
 }
 
-static dnnl_status_t make_kinds(hlv_conv *c, plan *p) {
-    dnnl_status_t status = dnnl_success;
-    for (int64_t band = 0; band < p->bands && status == dnnl_success; band++) {
+/* The plan's kinds of bands, without primitives. */
+static bool list_kinds(const hlv_conv *c, plan *p) {
+    for (int64_t band = 0; band < p->bands; band++) {
         int64_t row, first;
-        band_kind wanted = band_at(c, p, band, &row, &first);
+        const band_kind wanted = band_at(c, p, band, &row, &first);
         if (find_kind(p, &wanted)) continue;
-        if (p->kinds == MAX_KINDS || wanted.in_rows < 1) return dnnl_invalid_arguments;
-        band_kind *k = &p->kind[p->kinds++];
-        *k = wanted;
-        for (int sum = 0; sum < 2 && status == dnnl_success; sum++) {
-            dnnl_memory_desc_t weight = c->weight;
-            status = make_primitive(c, k, p->width, p->out_width, sum, &weight);
-            size_t scratch = status == dnnl_success ? dnnl_memory_desc_get_size(&k->scratch[sum]) : 0;
-            p->scratch = scratch > p->scratch ? scratch : p->scratch;
-        }
+        if (p->kinds == MAX_KINDS || wanted.in_rows < 1) return false;
+        p->kind[p->kinds++] = wanted;
     }
-    return status;
+    return true;
 }
 
-/* Makes the plan of an image size current. */
-static hlv_status make_plan(hlv_conv *c, int64_t height, int64_t width) {
-    if (c->plan && c->plan->height == height && c->plan->width == width) return HLV_OK;
-    drop_plan(c);
-    plan *p = calloc(1, sizeof *p);
-    if (!p) return hlv_fail(c->ctx, HLV_ERROR_MEMORY, "%s: out of memory", c->name);
-    c->plan = p;
+static bool is_reference(const_dnnl_primitive_desc_t pd) {
+    const char *name = "";
+    dnnl_status_t status = dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, (void *)&name);
+    return status == dnnl_success && strncmp(name, "ref", 3) == 0;
+}
+
+/* The plan's index of a layout, into which the weights are packed if they aren't yet; -1 on failure. */
+static int find_layout(const hlv_conv *c, plan *p, const dnnl_memory_desc_t *desc) {
+    for (int i = 0; i < p->layouts; i++)
+        if (dnnl_memory_desc_equal(&p->layout[i].desc, desc)) return i;
+    packing *made = &p->layout[p->layouts++]; /* from here on freed with the plan */
+    made->desc = *desc;
+    for (int64_t t = 0; t < c->kt; t++)
+        if (hlv_onednn_pack(c->ctx, c->engine, &c->packing.desc, c->packing.weights[t], desc, c->name,
+                            &made->weights[t]))
+            return -1;
+    return p->layouts - 1;
+}
+
+/* Both primitives of a kind of band. *slow is set if oneDNN has only its plain loops for it. */
+static hlv_status make_kind(const hlv_conv *c, plan *p, band_kind *k, bool *slow) {
+    const dnnl_dims_t w = {c->out, c->in, c->ky, c->kx};
+    dnnl_memory_desc_t weight;
+    dnnl_status_t status = dnnl_memory_desc_init_by_tag(&weight, 4, w, c->type, dnnl_format_tag_any);
+    for (int sum = 1; sum >= 0 && status == dnnl_success; sum--) { /* the more demanding one chooses the layout */
+        status = make_primitive(c, k, p->width, p->out_width, sum, &weight);
+        if (status != dnnl_success) break;
+        size_t scratch = dnnl_memory_desc_get_size(&k->scratch[sum]);
+        p->scratch = scratch > p->scratch ? scratch : p->scratch;
+        *slow = *slow || is_reference(k->pd[sum]);
+    }
+    if (status != dnnl_success) return hlv_onednn_fail(c->ctx, status, c->name, "prepare a convolution of this size");
+    k->layout = find_layout(c, p, &weight);
+    return k->layout < 0 ? HLV_ERROR_MEMORY : HLV_OK;
+}
+
+/* Sizes of the cut of an image. */
+static void cut_image(const hlv_conv *c, plan *p, int64_t height, int64_t width) {
     const hlv_conv_options *o = &c->options;
     p->height = height, p->width = width;
     p->out_height = (height + o->pad_top + o->pad_bottom - c->ky) / o->stride_y + 1;
@@ -279,10 +319,28 @@ static hlv_status make_plan(hlv_conv *c, int64_t height, int64_t width) {
     p->band_rows = p->band_rows > quarter ? quarter : p->band_rows;
     p->band_rows = p->band_rows < BAND_ROWS ? BAND_ROWS : p->band_rows;
     p->bands = (p->out_height + p->band_rows - 1) / p->band_rows;
-    dnnl_status_t status = make_kinds(c, p);
-    if (status == dnnl_success) return HLV_OK;
+}
+
+/* Makes the plan of an image size current. */
+static hlv_status make_plan(hlv_conv *c, int64_t height, int64_t width) {
+    if (c->plan && c->plan->height == height && c->plan->width == width) return HLV_OK;
     drop_plan(c);
-    return hlv_onednn_fail(c->ctx, status, c->name, "prepare a convolution of this size");
+    plan *p = calloc(1, sizeof *p);
+    if (!p) return hlv_fail(c->ctx, HLV_ERROR_MEMORY, "%s: out of memory", c->name);
+    c->plan = p;
+    p->layout[p->layouts++] = c->packing;
+    cut_image(c, p, height, width);
+    bool slow = false;
+    hlv_status status = HLV_OK;
+    if (!list_kinds(c, p))
+        status = hlv_onednn_fail(c->ctx, dnnl_invalid_arguments, c->name, "cut an image of this size");
+    for (int i = 0; i < p->kinds && status == HLV_OK; i++)
+        status = make_kind(c, p, &p->kind[i], &slow);
+    if (status != HLV_OK) drop_plan(c);
+    if (status == HLV_OK && slow)
+        hlv_log(c->ctx, HLV_LOG_WARNING, "%s: oneDNN has no fast convolution for %lldx%lld on this machine", c->name,
+                (long long)width, (long long)height);
+    return status;
 }
 
 /* One call, and one thread's part of it. */
@@ -342,6 +400,7 @@ static dnnl_status_t run_band(const job *j, worker *w, int64_t frame, int64_t ba
     int64_t row, first;
     const band_kind wanted = band_at(c, p, band, &row, &first);
     const band_kind *k = find_kind(p, &wanted);
+    const packing *layout = &p->layout[k->layout];
     float *y = j->y + (frame * p->out_height + row) * p->out_width * c->out;
     dnnl_status_t status = dnnl_success;
     for (int64_t t = 0; t < c->kt && status == dnnl_success; t++) {
@@ -349,7 +408,7 @@ static dnnl_status_t run_band(const job *j, worker *w, int64_t frame, int64_t ba
         const float *source = j->frames[frame * c->options.stride_t + t];
         const hlv_onednn_argument arguments[] = {
             {DNNL_ARG_SRC, &k->x, gather_band(j, w, source, first, k->in_rows)},
-            {DNNL_ARG_WEIGHTS, &c->weight, c->weights[t]},
+            {DNNL_ARG_WEIGHTS, &layout->desc, layout->weights[t]},
             {DNNL_ARG_BIAS, &c->bias_desc, t == 0 ? c->bias : c->bias + c->out},
             {DNNL_ARG_DST, &k->y, y},
             {DNNL_ARG_SCRATCHPAD, &k->scratch[sum], w->scratch},

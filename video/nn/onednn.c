@@ -92,7 +92,7 @@ static dnnl_status_t reorder(dnnl_engine_t engine, const dnnl_memory_desc_t *fro
     return status;
 }
 
-hlv_status hlv_onednn_pack(hlv_context *ctx, dnnl_engine_t engine, const dnnl_memory_desc_t *from, const float *data,
+hlv_status hlv_onednn_pack(hlv_context *ctx, dnnl_engine_t engine, const dnnl_memory_desc_t *from, const void *data,
                            const dnnl_memory_desc_t *to, const char *name, void **packed) {
     *packed = hlv_alloc(ctx, dnnl_memory_desc_get_size(to));
     if (!*packed) return HLV_ERROR_MEMORY;

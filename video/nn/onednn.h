@@ -24,13 +24,14 @@ void hlv_onednn_leave(int saved);
 /* A sentence that names the layer ("transformer block 3 weight ..."), what was tried and oneDNN's status. */
 hlv_status hlv_onednn_fail(hlv_context *ctx, dnnl_status_t status, const char *name, const char *action);
 
-/* The first primitive descriptor of an operation with a caller-given scratchpad; sum: its result is added to what dst holds. */
+/* The first primitive descriptor of an operation with a caller-given scratchpad; sum: its result is added to what dst
+ * holds. */
 dnnl_status_t hlv_onednn_describe(dnnl_primitive_desc_t *pd, const_dnnl_op_desc_t operation, dnnl_engine_t engine,
                                   bool sum);
 
-/* A copy of float32 memory `data` laid out as `from`, in the layout and type of `to` (which differs or not), in memory
+/* A copy of memory `data` laid out as `from`, in the layout and type of `to` (which differs or not), in memory
  * of the context. name: for the error sentence. */
-hlv_status hlv_onednn_pack(hlv_context *ctx, dnnl_engine_t engine, const dnnl_memory_desc_t *from, const float *data,
+hlv_status hlv_onednn_pack(hlv_context *ctx, dnnl_engine_t engine, const dnnl_memory_desc_t *from, const void *data,
                            const dnnl_memory_desc_t *to, const char *name, void **packed);
 
 /* One argument of a run: DNNL_ARG_..., its layout and its memory. An entry with desc NULL is left out. */
