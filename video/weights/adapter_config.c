@@ -52,7 +52,7 @@ static void read_hadamard(hlv_json_fields *fields, hlv_block_config *block) {
 
 static hlv_status read_block(hlv_context *ctx, const char *file, json_t *entry, size_t i, hlv_block_config *block) {
     char where[40];
-    snprintf(where, sizeof where, "blocks[%zu].", i);
+    snprintf(where, sizeof where, "blocks[%zu]: ", i);
     hlv_json_fields fields = {.ctx = ctx, .file = file, .where = where, .object = entry};
     *block = (hlv_block_config){.rope_before = true};
     if (!json_is_object(entry))

@@ -344,7 +344,7 @@ hlv_status hlv_default_config_from_json(hlv_context *ctx, const char *file, json
     if (given && !json_is_object(given))
         hlv_json_fail(&fields, HLV_ERROR_FORMAT, "'hla_defaults' is %s, and must be an object", hlv_json_kind(given));
     hlv_json_fields defaults = fields;
-    defaults.where = "hla_defaults.";
+    defaults.where = "hla_defaults: ";
     defaults.object = given; /* NULL gives Wan's own */
     read_ints(&defaults, ints, COUNT(ints), config);
     config->fps = hlv_json_real(&defaults, "fps", 16, 0.01, 1000);

@@ -25,7 +25,7 @@ const char *hlv_json_kind(const json_t *value);
 typedef struct hlv_json_fields {
     hlv_context *ctx;
     const char *file;
-    const char *where; /* "" or, within an array, such as "blocks[3]." */
+    const char *where; /* "" or, within an array, such as "blocks[3]: " */
     json_t *object;
     hlv_status status;
 } hlv_json_fields;
