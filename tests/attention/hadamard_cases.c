@@ -35,6 +35,7 @@ const hadamard_case hadamard_cases[] = {
     {2, 2, 6, 0, 10, 2, {4, 6}, LAYOUT_BTHD, false},
     {4, 1, 6, 31, 10, 1, {20}, LAYOUT_BHTD, true},
     {1, 1, 128, 128, 32, 2, {24, 24}, LAYOUT_TRANSPOSED, false},
+    {2, 1, 4, 8300, 40, 2, {9, 13}, LAYOUT_BHTD, true}, /* more than one chunk of keys */
 };
 const int hadamard_case_count = sizeof hadamard_cases / sizeof hadamard_cases[0];
 

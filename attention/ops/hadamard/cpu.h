@@ -33,6 +33,13 @@ HLA_INLINE int panel_vectors(int64_t panel, int64_t columns) {
     return columns - panel * HLA_TILE_COLUMNS > HLA_VECTOR_WIDTH ? 2 : 1;
 }
 
+/* to += from; count is a multiple of the vector width. */
+HLA_INLINE void add_floats(float *restrict to, const float *restrict from, int64_t count) {
+    for (int64_t i = 0; i < count; i += HLA_VECTOR_WIDTH) {
+        hla_vector_store(to + i, hla_vector_add(hla_vector_load(to + i), hla_vector_load(from + i)));
+    }
+}
+
 /* out[count] = element x = first ... first + count - 1 of row [b,t,h] */
 HLA_INLINE void load_row(float *restrict out, const hla_tensor *tensor, int64_t b, int64_t t, int64_t h, int64_t first,
                          int64_t count) {

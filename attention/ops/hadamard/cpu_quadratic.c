@@ -13,7 +13,8 @@
 #include <omp.h>
 
 enum {
-    KEYS = 128,                         /* keys a block: sums over more keys are sums of block sums */
+    KEYS = 128,                         /* keys a block */
+    CHUNK = 64 * KEYS,                  /* keys summed, block by block, before the next level */
     QUERIES = 128,                      /* queries a unit of work */
     GROUP = 16,                         /* queries that share a key panel while it is in the first-level cache */
     SCORE_ROW = KEYS + HLA_VECTOR_WIDTH /* off a power of two, so that rows do not compete for cache sets */
@@ -21,10 +22,11 @@ enum {
 
 /* Of one thread. */
 typedef struct scratch {
-    float *queries;      /* factor after factor: [QUERIES / HLA_TILE_ROWS][R_p][HLA_TILE_ROWS] */
-    float *scores;       /* [GROUP][SCORE_ROW] */
-    float *sums;         /* [panel of V][QUERIES][HLA_TILE_COLUMNS] */
-    float *denominators; /* [QUERIES][HLA_VECTOR_WIDTH] */
+    float *queries;                         /* factor after factor: [QUERIES / HLA_TILE_ROWS][R_p][HLA_TILE_ROWS] */
+    float *scores;                          /* [GROUP][SCORE_ROW] */
+    float *sums;                            /* [panel of V][QUERIES][HLA_TILE_COLUMNS] */
+    float *denominators;                    /* [QUERIES][HLA_VECTOR_WIDTH] */
+    float *chunk_sums, *chunk_denominators; /* the same over one chunk of keys */
 } scratch;
 
 typedef struct plan {
@@ -44,6 +46,9 @@ static scratch carve_scratch(hla_arena *arena, const plan *p) {
     own.scores = hla_arena_take(arena, GROUP * SCORE_ROW, sizeof(float));
     own.sums = hla_arena_take(arena, saturating_product(p->value_panels, QUERIES * HLA_TILE_COLUMNS), sizeof(float));
     own.denominators = hla_arena_take(arena, QUERIES * HLA_VECTOR_WIDTH, sizeof(float));
+    own.chunk_sums =
+        hla_arena_take(arena, saturating_product(p->value_panels, QUERIES * HLA_TILE_COLUMNS), sizeof(float));
+    own.chunk_denominators = hla_arena_take(arena, QUERIES * HLA_VECTOR_WIDTH, sizeof(float));
     return own;
 }
 
@@ -68,7 +73,8 @@ static plan carve(hla_arena *arena, const hla_hadamard_problem *problem, int thr
 static scratch scratch_of_thread(const plan *p) {
     int64_t offset = omp_get_thread_num() * p->scratch_size;
     scratch own = p->first;
-    return (scratch){own.queries + offset, own.scores + offset, own.sums + offset, own.denominators + offset};
+    return (scratch){own.queries + offset,      own.scores + offset,     own.sums + offset,
+                     own.denominators + offset, own.chunk_sums + offset, own.chunk_denominators + offset};
 }
 
 /* to[t / width][r][t % width] = element r of row first + t, for t < count; zero for the other t < round_up(count,
@@ -137,27 +143,38 @@ static void score_group(const plan *p, const scratch *own, const float *block, i
 }
 
 static void sum_scores(float *lanes, const float *scores, int64_t keys) {
-    hla_vector even = hla_vector_load(lanes), odd = hla_vector_zero();
+    hla_vector even = hla_vector_zero(), odd = hla_vector_zero();
     for (int64_t panel = 0; panel < panel_count(keys); panel++, scores += HLA_TILE_COLUMNS) {
         even = hla_vector_add(even, hla_vector_load(scores));
         odd = hla_vector_add(odd, hla_vector_load(scores + HLA_VECTOR_WIDTH));
     }
-    hla_vector_store(lanes, hla_vector_add(even, odd));
+    hla_tile_finish(lanes, hla_vector_add(even, odd), HLA_TILE_ADD);
 }
 
-/* Adds one key block's part to the sums of queries row ... row + rows - 1. */
+/* Adds one key block's part to the chunk's sums of queries row ... row + rows - 1. */
 static void attend_group(const plan *p, const scratch *own, const float *block, int64_t row, int64_t rows,
                          int64_t keys) {
     score_group(p, own, block, row, rows, keys);
     for (int64_t t = 0; t < rows; t++) {
-        sum_scores(own->denominators + (row + t) * HLA_VECTOR_WIDTH, own->scores + t * SCORE_ROW, keys);
+        sum_scores(own->chunk_denominators + (row + t) * HLA_VECTOR_WIDTH, own->scores + t * SCORE_ROW, keys);
     }
     const float *values = block + p->rank_sum * KEYS;
     for (int64_t panel = 0; panel < p->value_panels; panel++, values += KEYS * HLA_TILE_COLUMNS) {
         bool full = panel_vectors(panel, p->problem->value_dim) == 2;
         for (int64_t t = 0; t < rows; t += HLA_TILE_ROWS) {
-            float *sums = own->sums + (panel * QUERIES + row + t) * HLA_TILE_COLUMNS;
+            float *sums = own->chunk_sums + (panel * QUERIES + row + t) * HLA_TILE_COLUMNS;
             (full ? value_full : value_half)(sums, own->scores + t * SCORE_ROW, values, keys);
+        }
+    }
+}
+
+/* The chunk's sums over keys first ... last - 1, for all queries of the block. */
+static void attend_chunk(const plan *p, const scratch *own, int64_t head, int64_t queries, int64_t first,
+                         int64_t last) {
+    for (int64_t key = first; key < last; key += KEYS) {
+        const float *block = p->keys + (head * p->key_blocks + key / KEYS) * p->block_size;
+        for (int64_t row = 0; row < queries; row += GROUP) {
+            attend_group(p, own, block, row, smaller(GROUP, queries - row), smaller(KEYS, last - key));
         }
     }
 }
@@ -174,13 +191,15 @@ static void query_block(const plan *p, const hla_hadamard_call *call, const scra
         pack_transposed(queries, HLA_TILE_ROWS, &call->q[f], b, h, first, count);
         queries += p->problem->rank[f] * QUERIES;
     }
-    memset(own->sums, 0, (size_t)(p->value_panels * QUERIES * HLA_TILE_COLUMNS) * sizeof(float));
-    memset(own->denominators, 0, QUERIES * HLA_VECTOR_WIDTH * sizeof(float));
-    for (int64_t key = 0; key < keys; key += KEYS) {
-        const float *block = p->keys + (head * p->key_blocks + key / KEYS) * p->block_size;
-        for (int64_t row = 0; row < padded; row += GROUP) {
-            attend_group(p, own, block, row, smaller(GROUP, padded - row), smaller(KEYS, keys - key));
-        }
+    int64_t sum_count = p->value_panels * QUERIES * HLA_TILE_COLUMNS, lane_count = QUERIES * HLA_VECTOR_WIDTH;
+    memset(own->sums, 0, (size_t)sum_count * sizeof(float));
+    memset(own->denominators, 0, (size_t)lane_count * sizeof(float));
+    for (int64_t chunk = 0; chunk < keys; chunk += CHUNK) {
+        memset(own->chunk_sums, 0, (size_t)sum_count * sizeof(float));
+        memset(own->chunk_denominators, 0, (size_t)lane_count * sizeof(float));
+        attend_chunk(p, own, head, padded, chunk, smaller(keys, chunk + CHUNK));
+        add_floats(own->sums, own->chunk_sums, sum_count);
+        add_floats(own->denominators, own->chunk_denominators, lane_count);
     }
     write_rows(call, own->sums, QUERIES, own->denominators, b, h, first, count);
 }

@@ -23,7 +23,8 @@ enum {
     GROUP = 16,    /* queries a phi panel */
     STATE_ROW = FEATURES + HLA_VECTOR_WIDTH, /* a row is written by whole vectors and may overshoot */
     QUERY_ROW = BLOCK + HLA_VECTOR_WIDTH,
-    RANGE_BYTES = 512 << 10 /* of S that one pass over the keys keeps in the second-level cache */
+    RANGE_BYTES = 512 << 10, /* of S that one pass over the keys keeps in the second-level cache */
+    CHUNK = 64 * TOKENS /* keys summed before the next level: equal terms lose up to half a bit's worth per addition */
 };
 
 /* The factors in order of rank, the first `split` of them folded into the outer one. Sorting keeps the inner one wide
@@ -69,6 +70,8 @@ typedef struct scratch {
     float *panel;        /* [TOKENS][STATE_ROW] or [GROUP][QUERY_ROW] of phi */
     float *values;       /* keys: [panel of V][TOKENS][COLUMNS]; queries: the sums [panel of V][QUERIES][COLUMNS] */
     float *denominators; /* [QUERIES][HLA_VECTOR_WIDTH] */
+    float *chunk_state;  /* S of one range and one chunk of keys; only with more than CHUNK keys */
+    float *chunk_sums;   /* z likewise */
 } scratch;
 
 typedef struct plan {
@@ -79,6 +82,7 @@ typedef struct plan {
     int64_t block_size; /* floats of S a feature block: [panel of V][BLOCK][COLUMNS] */
     int64_t state_size; /* floats of S a head: [feature block][panel of V][BLOCK][COLUMNS] */
     int64_t sum_size;   /* floats of z a head */
+    int64_t range;      /* features a unit of work builds, a multiple of FEATURES */
     float *state;       /* [B*H] S */
     float *sums;        /* [B*H] z */
     scratch first;      /* of thread 0; that of thread n lies n * scratch_size floats further */
@@ -94,7 +98,18 @@ static scratch carve_scratch(hla_arena *arena, const plan *p) {
     own.panel = hla_arena_take(arena, TOKENS * STATE_ROW, sizeof(float));
     own.values = hla_arena_take(arena, saturating_product(p->value_panels, TOKENS * HLA_TILE_COLUMNS), sizeof(float));
     own.denominators = hla_arena_take(arena, QUERIES * HLA_VECTOR_WIDTH, sizeof(float));
+    int64_t range = p->problem->keys > CHUNK ? round_up(p->range, BLOCK) : 0;
+    own.chunk_state = hla_arena_take(arena, saturating_product(range / BLOCK, p->block_size), sizeof(float));
+    own.chunk_sums = hla_arena_take(arena, range, sizeof(float));
     return own;
+}
+
+/* Features a unit of work builds. */
+static int64_t range_length(const plan *p, int64_t heads, int threads) {
+    int64_t cached = RANGE_BYTES / (p->value_panels * HLA_TILE_COLUMNS * (int64_t)sizeof(float));
+    int64_t shared = heads % threads == 0 ? p->folded.state_rank : (p->folded.state_rank + threads - 1) / threads;
+    int64_t length = round_up(smaller(cached, shared), FEATURES);
+    return length > 0 ? length : FEATURES;
 }
 
 static plan carve(hla_arena *arena, const hla_hadamard_problem *problem, int threads) {
@@ -106,6 +121,7 @@ static plan carve(hla_arena *arena, const hla_hadamard_problem *problem, int thr
     int64_t blocks = round_up(p.folded.state_rank, BLOCK) / BLOCK;
     p.state_size = saturating_product(blocks, p.block_size);
     p.sum_size = blocks * BLOCK;
+    p.range = range_length(&p, heads, threads);
     p.state = hla_arena_take(arena, saturating_product(heads, p.state_size), sizeof(float));
     p.sums = hla_arena_take(arena, saturating_product(heads, p.sum_size), sizeof(float));
     hla_arena measured = {0};
@@ -120,12 +136,13 @@ static plan carve(hla_arena *arena, const hla_hadamard_problem *problem, int thr
 static scratch scratch_of_thread(const plan *p) {
     int64_t offset = omp_get_thread_num() * p->scratch_size;
     scratch own = p->first;
-    return (scratch){own.outer + offset, own.inner + offset,  own.row + offset,
-                     own.panel + offset, own.values + offset, own.denominators + offset};
+    return (scratch){own.outer + offset,  own.inner + offset,        own.row + offset,         own.panel + offset,
+                     own.values + offset, own.denominators + offset, own.chunk_state + offset, own.chunk_sums + offset};
 }
 
-static float *state_block(const plan *p, int64_t head, int64_t feature) {
-    return p->state + head * p->state_size + feature / BLOCK * p->block_size + feature % BLOCK * HLA_TILE_COLUMNS;
+/* Where S of a feature begins, in memory that begins with a whole feature block. */
+HLA_INLINE float *state_row(const plan *p, float *state, int64_t feature) {
+    return state + feature / BLOCK * p->block_size + feature % BLOCK * HLA_TILE_COLUMNS;
 }
 
 /* row[] = Kronecker product of factors order[first] ... order[last - 1] of token [b,t,h]; an empty product is 1. Grown
@@ -232,26 +249,59 @@ typedef void tile_function(float *c, const float *a, const float *b, int64_t ste
 static tile_function *const state_tiles[2][2] = {{state_store_half, state_store_full},
                                                  {state_add_half, state_add_full}};
 
-/* S and z of features first ... last - 1 (first a multiple of FEATURES), summed over all keys of [b,h]. */
+/* state, sums (op)= S and z of one block of keys, packed in own, for features first ... last - 1; state and sums begin
+ * with feature `start`. */
+static void add_tokens(const plan *p, const scratch *own, float *state, float *sums, int64_t start, int64_t first,
+                       int64_t last, int64_t tokens, bool store) {
+    for (int64_t f = first; f < last; f += FEATURES) {
+        int64_t count = smaller(FEATURES, last - f);
+        make_key_panel(p, own, f, count, tokens);
+        sum_panel(sums + f - start, own->panel, count, tokens, store);
+        for (int64_t panel = 0; panel < p->value_panels; panel++) {
+            tile_function *tile = state_tiles[!store][panel_vectors(panel, p->problem->value_dim) - 1];
+            float *to = state_row(p, state, f - start) + panel * BLOCK * HLA_TILE_COLUMNS;
+            const float *values = own->values + panel * TOKENS * HLA_TILE_COLUMNS;
+            for (int64_t row = 0; row < count; row += HLA_TILE_ROWS) {
+                tile(to + row * HLA_TILE_COLUMNS, own->panel + row, values, tokens);
+            }
+        }
+    }
+}
+
+/* Adds the chunk's S and z of features first ... last - 1 to the head's. */
+static void add_chunk(const plan *p, const scratch *own, float *state, float *sums, int64_t first, int64_t last) {
+    for (int64_t f = first; f < last; f += FEATURES) {
+        int64_t rows = round_up(smaller(FEATURES, last - f), HLA_TILE_ROWS);
+        for (int64_t panel = 0; panel < p->value_panels; panel++) {
+            int64_t offset = panel * BLOCK * HLA_TILE_COLUMNS;
+            float *to = state_row(p, state, f) + offset, *from = state_row(p, own->chunk_state, f - first) + offset;
+            /* half panels have a right half that was never written */
+            int64_t width = panel_vectors(panel, p->problem->value_dim) * HLA_VECTOR_WIDTH;
+            for (int64_t row = 0; row < rows; row++) {
+                add_floats(to + row * HLA_TILE_COLUMNS, from + row * HLA_TILE_COLUMNS, width);
+            }
+        }
+    }
+    add_floats(sums + first, own->chunk_sums, round_up(last - first, HLA_VECTOR_WIDTH));
+}
+
+/* S and z of features first ... last - 1 (first a multiple of FEATURES), summed over all keys of a head. */
 static void build_range(const plan *p, const hla_hadamard_call *call, const scratch *own, int64_t head, int64_t first,
                         int64_t last) {
     int64_t b = head / p->problem->heads, h = head % p->problem->heads, keys = hla_hadamard_key_count(call, b);
-    for (int64_t key = 0; key < keys; key += TOKENS) {
-        int64_t tokens = smaller(TOKENS, keys - key);
-        pack_keys(p, call, own, b, h, key, tokens);
-        for (int64_t f = first; f < last; f += FEATURES) {
-            int64_t count = smaller(FEATURES, last - f);
-            make_key_panel(p, own, f, count, tokens);
-            sum_panel(p->sums + head * p->sum_size + f, own->panel, count, tokens, key == 0);
-            for (int64_t panel = 0; panel < p->value_panels; panel++) {
-                tile_function *tile = state_tiles[key > 0][panel_vectors(panel, p->problem->value_dim) - 1];
-                float *state = state_block(p, head, f) + panel * BLOCK * HLA_TILE_COLUMNS;
-                const float *values = own->values + panel * TOKENS * HLA_TILE_COLUMNS;
-                for (int64_t row = 0; row < count; row += HLA_TILE_ROWS) {
-                    tile(state + row * HLA_TILE_COLUMNS, own->panel + row, values, tokens);
-                }
+    float *state = p->state + head * p->state_size, *sums = p->sums + head * p->sum_size;
+    for (int64_t chunk = 0; chunk < keys; chunk += CHUNK) {
+        int64_t end = smaller(keys, chunk + CHUNK);
+        for (int64_t key = chunk; key < end; key += TOKENS) {
+            int64_t tokens = smaller(TOKENS, end - key);
+            pack_keys(p, call, own, b, h, key, tokens);
+            if (chunk == 0) {
+                add_tokens(p, own, state, sums, 0, first, last, tokens, key == 0);
+            } else {
+                add_tokens(p, own, own->chunk_state, own->chunk_sums, first, first, last, tokens, key == chunk);
             }
         }
+        if (chunk > 0) add_chunk(p, own, state, sums, first, last);
     }
 }
 
@@ -336,6 +386,7 @@ static void query_block(const plan *p, const hla_hadamard_call *call, const scra
         return;
     }
     pack_queries(p, call, own, b, h, first, count);
+    float *state = p->state + head * p->state_size;
     for (int64_t f = 0; f < p->folded.state_rank; f += BLOCK) {
         int64_t features = smaller(BLOCK, p->folded.state_rank - f);
         for (int64_t row = 0; row < padded; row += GROUP) {
@@ -343,10 +394,10 @@ static void query_block(const plan *p, const hla_hadamard_call *call, const scra
             make_query_panel(p, own, head, f, features, row, rows);
             for (int64_t panel = 0; panel < p->value_panels; panel++) {
                 tile_function *tile = query_tiles[f > 0][panel_vectors(panel, p->problem->value_dim) - 1];
-                const float *state = state_block(p, head, f) + panel * BLOCK * HLA_TILE_COLUMNS;
+                const float *from = state_row(p, state, f) + panel * BLOCK * HLA_TILE_COLUMNS;
                 float *sums = own->values + (panel * QUERIES + row) * HLA_TILE_COLUMNS;
                 for (int64_t t = 0; t < rows; t += HLA_TILE_ROWS) {
-                    tile(sums + t * HLA_TILE_COLUMNS, own->panel + t * QUERY_ROW, state, features);
+                    tile(sums + t * HLA_TILE_COLUMNS, own->panel + t * QUERY_ROW, from, features);
                 }
             }
         }
@@ -360,28 +411,20 @@ static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int t
     carve(arena, problem, threads);
 }
 
-/* Features a unit of work builds. */
-static int64_t range_length(const plan *p, int64_t heads, int threads) {
-    int64_t cached = RANGE_BYTES / (p->value_panels * HLA_TILE_COLUMNS * (int64_t)sizeof(float));
-    int64_t shared = heads % threads == 0 ? p->folded.state_rank : (p->folded.state_rank + threads - 1) / threads;
-    int64_t length = round_up(smaller(cached, shared), FEATURES);
-    return length > 0 ? length : FEATURES;
-}
-
 static void run(const hla_hadamard_call *call) {
     const hla_hadamard_problem *problem = call->problem;
     hla_arena arena = {.base = call->workspace};
     plan carved = carve(&arena, problem, call->threads);
     const plan *p = &carved;
-    int64_t heads = problem->batch * problem->heads, length = range_length(p, heads, call->threads);
-    int64_t ranges = (p->folded.state_rank + length - 1) / length;
+    int64_t heads = problem->batch * problem->heads;
+    int64_t ranges = (p->folded.state_rank + p->range - 1) / p->range;
     int64_t query_blocks = (problem->queries + QUERIES - 1) / QUERIES;
 #pragma omp parallel num_threads(call->threads)
     {
         scratch own = scratch_of_thread(p);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t unit = 0; unit < heads * ranges; unit++) {
-            int64_t first = unit % ranges * length, last = smaller(first + length, p->folded.state_rank);
+            int64_t first = unit % ranges * p->range, last = smaller(first + p->range, p->folded.state_rank);
             build_range(p, call, &own, unit / ranges, first, last);
         }
 #pragma omp for schedule(dynamic, 1)
