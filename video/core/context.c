@@ -11,6 +11,7 @@
 #define ERROR_BYTES 4096 /* room for a list of some twenty tensor names */
 #define LOG_BYTES 1024
 #define MAX_THREADS 4096
+#define MAX_BYTES ((size_t)1 << 46) /* of one block: as much as a process can address */
 #define ALIGNMENT 64 /* a cache line and an AVX-512 vector; also the room for the header before each block */
 
 typedef struct attention_entry {
@@ -212,7 +213,7 @@ static bool reserve(hlv_context *ctx, int64_t bytes) {
 }
 
 void *hlv_alloc(hlv_context *ctx, size_t bytes) {
-    if (bytes > (size_t)INT64_MAX / 2) {
+    if (bytes > MAX_BYTES) {
         hlv_fail(ctx, HLV_ERROR_MEMORY, "out of memory: %zu bytes asked for, more than can be addressed", bytes);
         return NULL;
     }
@@ -235,7 +236,7 @@ void *hlv_alloc(hlv_context *ctx, size_t bytes) {
 }
 
 float *hlv_alloc_floats(hlv_context *ctx, int64_t count) {
-    if (count < 0 || (uint64_t)count > (uint64_t)INT64_MAX / 2 / sizeof(float)) {
+    if (count < 0 || (uint64_t)count > MAX_BYTES / sizeof(float)) {
         hlv_fail(ctx, HLV_ERROR_MEMORY, "out of memory: %lld floats asked for", (long long)count);
         return NULL;
     }
