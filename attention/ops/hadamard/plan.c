@@ -157,15 +157,15 @@ static cost quadratic_cost(const hla_hadamard_problem *problem, const hla_tune *
 /* ---- the plan ---- */
 
 /* Bytes the kernel needs; false when they cannot be addressed. */
-static bool measure(const hla_hadamard_plan *plan, const hla_hadamard_entry *kernel, size_t *bytes) {
+static bool measure_workspace(hla_hadamard_plan *plan) {
     hla_arena arena = {0};
-    kernel->measure(&arena, &plan->problem, plan->threads);
-    *bytes = arena.used;
+    plan->kernel->measure(&arena, &plan->problem, plan->threads);
+    plan->workspace = arena.used;
     return !arena.overflow;
 }
 
-/* The cheaper form; the quadratic one when the state cannot be addressed. Compared at the speed of the best instruction
- * set here, which both forms are written for. */
+/* The cheaper form, compared at the speed of the best instruction set here, which both forms are written for. (A state
+ * that cannot be addressed never is the cheaper one: its tensors could not be either.) */
 static hla_status choose_form(hla_hadamard_plan *plan) {
     const hla_hadamard_entry *state, *quadratic;
     hla_status status = hla_hadamard_choose(plan->context, &plan->problem, HLA_FORM_STATE, &state);
@@ -173,9 +173,8 @@ static hla_status choose_form(hla_hadamard_plan *plan) {
     status = hla_hadamard_choose(plan->context, &plan->problem, HLA_FORM_QUADRATIC, &quadratic);
     if (status != HLA_OK) return status;
     const hla_tune *tune = hla_tune_of(state->isa);
-    size_t bytes;
     bool cheaper = state_cost(&plan->problem, tune).work <= quadratic_cost(&plan->problem, tune).work;
-    plan->kernel = cheaper && measure(plan, state, &bytes) ? state : quadratic;
+    plan->kernel = cheaper ? state : quadratic;
     return HLA_OK;
 }
 
@@ -186,7 +185,7 @@ static hla_status choose_kernel(hla_hadamard_plan *plan, bool *forced) {
     *forced = plan->kernel != NULL;
     if (!plan->kernel) status = choose_form(plan);
     if (status != HLA_OK) return status;
-    if (!measure(plan, plan->kernel, &plan->workspace)) {
+    if (!measure_workspace(plan)) {
         return hla_fail(plan->context, HLA_ERROR_UNSUPPORTED,
                         "the workspace of kernel %s cannot be addressed: state rank %.0f, %" PRId64
                         " keys, value_dim %" PRId64,
