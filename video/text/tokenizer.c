@@ -1,0 +1,165 @@
+/* Tokenizers: opening one of the two file formats, encoding a text. */
+#include "video/text/tokenizer.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LARGEST_FILE ((size_t)1 << 30)
+
+hlv_status hlv_tokenizer_add_piece(hlv_tokenizer *tokenizer, const char *piece, size_t length, int32_t id,
+                                   bool may_repeat) {
+    if (length > HLV_LONGEST_PIECE)
+        return hlv_fail(tokenizer->ctx, HLV_ERROR_UNSUPPORTED, "%s: piece %d has %zu bytes, more than the %d supported",
+                        tokenizer->name, id, length, HLV_LONGEST_PIECE);
+    if (hlv_utf8_invalid_at(piece, length) != length)
+        return hlv_fail(tokenizer->ctx, HLV_ERROR_FORMAT, "%s: piece %d is not valid UTF-8", tokenizer->name, id);
+    int32_t before = -1;
+    hlv_status status = hlv_trie_insert(tokenizer->ctx, &tokenizer->model.trie, piece, length, id, &before);
+    if (status == HLV_OK && before >= 0 && !may_repeat)
+        return hlv_fail(tokenizer->ctx, HLV_ERROR_FORMAT, "%s: pieces %d and %d are the same, \"%.*s\"",
+                        tokenizer->name, before, id, (int)length, piece);
+    return status;
+}
+
+int hlv_tokenizer_note_byte(hlv_tokenizer *tokenizer, const char *piece, size_t length, int32_t id) {
+    static const char digits[] = "0123456789ABCDEF";
+    if (length != 6 || memcmp(piece, "<0x", 3) != 0 || piece[5] != '>') return -1;
+    const char *high = memchr(digits, piece[3], 16), *low = memchr(digits, piece[4], 16);
+    if (!high || !low) return -1;
+    int byte = (int)((high - digits) * 16 + (low - digits));
+    tokenizer->model.byte_ids[byte] = id;
+    return byte;
+}
+
+static hlv_status create(hlv_context *ctx, const char *name, hlv_tokenizer_kind kind, const void *data, size_t size,
+                         hlv_tokenizer **tokenizer) {
+    *tokenizer = calloc(1, sizeof **tokenizer);
+    char *copy = strdup(name);
+    if (!*tokenizer || !copy) {
+        free(*tokenizer);
+        free(copy);
+        *tokenizer = NULL;
+        return hlv_fail(ctx, HLV_ERROR_MEMORY, "no memory for the tokenizer of %s", name);
+    }
+    (*tokenizer)->ctx = ctx;
+    (*tokenizer)->name = copy;
+    (*tokenizer)->model.unknown_id = -1;
+    for (int b = 0; b < 256; b++)
+        (*tokenizer)->model.byte_ids[b] = -1;
+    hlv_status status = kind == HLV_TOKENIZER_JSON ? hlv_tokenizer_read_json(*tokenizer, data, size)
+                                                   : hlv_tokenizer_read_sentencepiece(*tokenizer, data, size);
+    if (status != HLV_OK) {
+        hlv_tokenizer_free(*tokenizer);
+        *tokenizer = NULL;
+    }
+    return status;
+}
+
+hlv_status hlv_tokenizer_from_memory(hlv_context *ctx, hlv_tokenizer_kind kind, const void *bytes, size_t size,
+                                     hlv_tokenizer **tokenizer) {
+    if (!tokenizer) return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "tokenizer is NULL");
+    *tokenizer = NULL;
+    if (!bytes && size > 0) return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "the tokenizer's bytes are NULL");
+    if (kind != HLV_TOKENIZER_JSON && kind != HLV_TOKENIZER_SENTENCEPIECE)
+        return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "%d is no kind of tokenizer", (int)kind);
+    return create(ctx, kind == HLV_TOKENIZER_JSON ? "tokenizer.json" : "spiece.model", kind, bytes, size, tokenizer);
+}
+
+/* Reads an open file whole; *data is freed with hlv_free. */
+static hlv_status read_stream(hlv_context *ctx, const char *path, FILE *file, char **data, size_t *size) {
+    long end = fseek(file, 0, SEEK_END) == 0 ? ftell(file) : -1;
+    if (end < 0 || fseek(file, 0, SEEK_SET) != 0)
+        return hlv_fail(ctx, HLV_ERROR_IO, "%s cannot be read: %s", path, strerror(errno));
+    if ((size_t)end > LARGEST_FILE)
+        return hlv_fail(ctx, HLV_ERROR_FORMAT, "%s has %ld bytes, which is too many for a tokenizer", path, end);
+    *size = (size_t)end;
+    *data = hlv_alloc(ctx, *size + 1);
+    if (!*data) return HLV_ERROR_MEMORY;
+    if (fread(*data, 1, *size, file) == *size) return HLV_OK;
+    hlv_free(ctx, *data);
+    *data = NULL;
+    return hlv_fail(ctx, HLV_ERROR_IO, "%s cannot be read: %s", path, strerror(errno));
+}
+
+static hlv_status open_file(hlv_context *ctx, const char *path, hlv_tokenizer_kind kind, FILE *file,
+                            hlv_tokenizer **tokenizer) {
+    char *data = NULL;
+    size_t size = 0;
+    hlv_status status = read_stream(ctx, path, file, &data, &size);
+    if (status == HLV_OK) status = create(ctx, path, kind, data, size, tokenizer);
+    hlv_free(ctx, data);
+    return status;
+}
+
+hlv_status hlv_tokenizer_open(hlv_context *ctx, const char *tokenizer_dir, hlv_tokenizer **tokenizer) {
+    static const char *const names[] = {
+        [HLV_TOKENIZER_JSON] = "tokenizer.json", [HLV_TOKENIZER_SENTENCEPIECE] = "spiece.model"};
+    if (!tokenizer) return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "tokenizer is NULL");
+    *tokenizer = NULL;
+    if (!tokenizer_dir) return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "the tokenizer's directory is NULL");
+    for (int kind = 0; kind < 2; kind++) {
+        char *path = NULL;
+        if (asprintf(&path, "%s/%s", tokenizer_dir, names[kind]) < 0)
+            return hlv_fail(ctx, HLV_ERROR_MEMORY, "no memory for the path of %s", names[kind]);
+        FILE *file = fopen(path, "rb");
+        hlv_status status = HLV_OK;
+        if (file) {
+            status = open_file(ctx, path, (hlv_tokenizer_kind)kind, file, tokenizer);
+            (void)fclose(file);
+        } else if (errno != ENOENT && errno != ENOTDIR) {
+            status = hlv_fail(ctx, HLV_ERROR_IO, "%s cannot be opened: %s", path, strerror(errno));
+        }
+        free(path);
+        if (file || status != HLV_OK) return status;
+    }
+    return hlv_fail(ctx, HLV_ERROR_IO, "%s holds neither tokenizer.json nor spiece.model", tokenizer_dir);
+}
+
+void hlv_tokenizer_free(hlv_tokenizer *tokenizer) {
+    if (!tokenizer) return;
+    hlv_context *ctx = tokenizer->ctx;
+    hlv_unigram_free(ctx, &tokenizer->model);
+    hlv_charsmap_free(ctx, &tokenizer->map);
+    hlv_trie_free(ctx, &tokenizer->symbols);
+    hlv_trie_free(ctx, &tokenizer->raw);
+    hlv_trie_free(ctx, &tokenizer->normalized);
+    for (int i = 0; i < tokenizer->step_count; i++)
+        hlv_charsmap_free(ctx, &tokenizer->steps[i].map);
+    free(tokenizer->steps);
+    free(tokenizer->added);
+    free(tokenizer->name);
+    free(tokenizer);
+}
+
+hlv_status hlv_tokenizer_encode(const hlv_tokenizer *tokenizer, const char *text, int max_tokens, int32_t *ids,
+                                int *count, bool *truncated) {
+    hlv_context *ctx = tokenizer->ctx;
+    int around = tokenizer->prefix_count + tokenizer->suffix_count;
+    if (!text || !ids || !count || !truncated)
+        return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "hlv_tokenizer_encode: an argument is NULL");
+    *count = 0;
+    *truncated = false;
+    if (max_tokens < around || max_tokens < 1)
+        return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "max_tokens is %d, and %s puts %d tokens around every text",
+                        max_tokens, tokenizer->name, around);
+    size_t size = strlen(text), bad = hlv_utf8_invalid_at(text, size);
+    if (bad != size)
+        return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "the prompt is not valid UTF-8: byte 0x%02X at offset %zu",
+                        (unsigned)(unsigned char)text[bad], bad);
+    hlv_ids pieces = {0};
+    size_t room = (size_t)(max_tokens - around);
+    hlv_status status = tokenizer->is_sentencepiece ? hlv_tokenizer_encode_sentencepiece(tokenizer, &pieces, text, size)
+                                                    : hlv_tokenizer_encode_json(tokenizer, &pieces, text, size, room);
+    if (status == HLV_OK) {
+        size_t kept = pieces.length < room ? pieces.length : room;
+        *truncated = pieces.length > room;
+        memcpy(ids, tokenizer->prefix, (size_t)tokenizer->prefix_count * sizeof *ids);
+        if (kept) memcpy(ids + tokenizer->prefix_count, pieces.data, kept * sizeof *ids);
+        memcpy(ids + tokenizer->prefix_count + kept, tokenizer->suffix, (size_t)tokenizer->suffix_count * sizeof *ids);
+        *count = (int)kept + around;
+    }
+    free(pieces.data);
+    return status;
+}
