@@ -22,36 +22,42 @@ typedef enum hlv_sampler { HLV_SAMPLER_UNIPC = 0, HLV_SAMPLER_EULER = 1 } hlv_sa
 
 typedef struct hlv_generate_options {
     size_t struct_size;
-    const char *prompt;   /* UTF-8; not empty */
+    const char *prompt;   /* UTF-8; not empty, unless `latents` is given */
     const char *negative; /* UTF-8; NULL is "" */
-    const char *output;   /* video file, see hlv/media.h; NULL: latents only */
-    int width, height;    /* pixels, multiples of the VAE's and patch's sizes */
-    int frames;           /* 4k+1 */
-    double fps;
-    int steps;
-    double guidance;      /* <= 1: without guidance */
-    double shift;         /* flow shift */
+    const char *output;   /* video file, see hlv/media.h; NULL: only save_latents */
+    int width, height;    /* pixels, multiples of the VAE's scale times the patch; 0 with `latents`: the file's */
+    int frames;           /* 4k+1; 0 with `latents`: the file's */
+    double fps;           /* frames a second */
+    int steps;            /* at least 1 */
+    double guidance;      /* <= 1: without guidance, and the negative prompt is not used */
+    double shift;         /* flow shift, above 0 */
     hlv_sampler sampler;
-    uint64_t seed;        /* the same seed gives the same video on any number of threads */
+    uint64_t seed;            /* the same seed gives the same video on any number of threads */
     const char *save_latents; /* NULL, or a .safetensors file the finished latents are saved to before decoding */
-    const char *latents;      /* NULL, or such a file: skip sampling and decode it */
-    const char *initial_latents; /* NULL, or a .safetensors file with the starting noise instead of the seed's */
-    const char *preview;      /* NULL, or a PNG path rewritten every preview_every steps */
-    int preview_every;
+    const char *latents;      /* NULL, or such a file: skip prompt and sampling and decode its tensor "latents" */
+    /* NULL, or a .safetensors file whose tensor "latents" or "noise" [C,F,Y,X] is the starting noise, not the seed's.
+     */
+    const char *initial_latents;
+    const char *preview; /* NULL, or a PNG of the clip's first frame, rewritten every preview_every steps */
+    int preview_every;   /* at least 1 where preview is given */
 } hlv_generate_options;
 
+/* The model's own size, frames, steps and guidance, its scheduler's shift; seed 0; nothing to read or write. */
 HLV_API void hlv_generate_options_init(const hlv_model *model, hlv_generate_options *options);
 
 typedef struct hlv_generate_result {
-    double load_seconds, text_seconds, sample_seconds, decode_seconds, write_seconds;
-    double seconds_per_step; /* sampling only, mean */
-    int64_t tokens;          /* transformer tokens a clip */
-    int64_t peak_bytes;
+    double load_seconds; /* weights of text encoder, transformer and VAE */
+    double text_seconds, sample_seconds, decode_seconds, write_seconds;
+    double seconds_per_step; /* sampling only, mean, previews not counted */
+    int64_t tokens;          /* transformer tokens a clip; 0 where nothing was sampled */
+    int64_t peak_bytes;      /* most bytes held at once during the call, the model's own included */
     int prompt_tokens;       /* pieces used, </s> included */
-    bool prompt_truncated;
+    bool prompt_truncated;   /* the prompt was longer than the 512 pieces the model sees */
 } hlv_generate_result;
 
-/* result may be NULL. On failure or cancel no half-written output is left, and save_latents, if reached, stays. */
+/* Options are all checked before anything expensive begins. result may be NULL; on failure it tells what was reached.
+ * On failure or cancel no half-written output is left, and save_latents, if reached, stays. Stages reported to the
+ * context's progress callback: "load", "text", "sample", "decode". */
 HLV_API hlv_status hlv_generate(hlv_model *model, const hlv_generate_options *options, hlv_generate_result *result);
 
 #ifdef __cplusplus

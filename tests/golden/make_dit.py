@@ -193,8 +193,8 @@ PLAIN = {
 
 HADAMARD = {
     # name: base config, blocks, overridden parameters
-    "hla_mixed": (dict(patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
-                       text_dim=9, freq_dim=16, ffn_dim=30, num_layers=4, cross_attn_norm=True),
+    "hla_mixed": (dict(patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4,
+                       out_channels=4, text_dim=9, freq_dim=16, ffn_dim=30, num_layers=4, cross_attn_norm=True),
                   [block_config(ranks=[4, 5]), {"kind": "softmax"},
                    block_config(ranks=[6], activation="exp", bias=False),
                    block_config(ranks=[3, 2, 4], activation="softmax", hidden=True)],

@@ -159,10 +159,6 @@ static void want_all(order_list *list, hla_dtype dtype) {
 /* Weights that a config of this kind would leave unused mean that the two don't belong together. */
 static hlv_status check_no_more_than_config(const hlv_dit *dit, const hlv_weights *weights) {
     char name[NAME_SIZE];
-    if (hlv_weights_find(weights, "head.modulation"))
-        return hlv_fail(dit->ctx, HLV_ERROR_UNSUPPORTED,
-                        "transformer weights: found the original Wan tensor names (head.modulation), wanted a "
-                        "checkpoint in the Diffusers layout");
     compose(name, "blocks.%d.scale_shift_table", dit->config.num_layers);
     if (hlv_weights_find(weights, name))
         return hlv_fail(dit->ctx, HLV_ERROR_FORMAT,
