@@ -24,6 +24,12 @@ hla_status hla_fail(hla_context *context, hla_status status, const char *format,
 /* ---- element types ---- */
 
 bool hla_dtype_valid(hla_dtype dtype);
+
+/* hla_dtype_size for a dtype known to be valid, cheap enough for inner loops. */
+static inline int64_t hla_element_size(hla_dtype dtype) {
+    return dtype == HLA_F32 ? 4 : 2;
+}
+
 const char *hla_dtype_name(hla_dtype dtype); /* "float32", "bfloat16", "float16", "unknown" */
 
 static inline float hla_bits_to_float(uint32_t bits) {
@@ -68,7 +74,7 @@ bool hla_size_add(size_t *total, int64_t term);
 /* Address of element [b,t,h,0]. */
 static inline void *hla_tensor_row(const hla_tensor *tensor, int64_t b, int64_t t, int64_t h) {
     int64_t offset = b * tensor->stride[0] + t * tensor->stride[1] + h * tensor->stride[2];
-    return (char *)tensor->data + offset * (int64_t)hla_dtype_size(tensor->dtype);
+    return (char *)tensor->data + offset * hla_element_size(tensor->dtype);
 }
 
 /* The view itself, its dtype, its shape [b,t,h,x], data not NULL (unless empty) and aligned to an element, and every

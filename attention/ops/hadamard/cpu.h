@@ -45,7 +45,7 @@ HLA_INLINE void load_row(float *restrict out, const hla_tensor *tensor, int64_t 
                          int64_t count) {
     int64_t stride = tensor->stride[3];
     const char *row = hla_tensor_row(tensor, b, t, h);
-    row += first * stride * (int64_t)hla_dtype_size(tensor->dtype);
+    row += first * stride * hla_element_size(tensor->dtype);
     if (tensor->dtype == HLA_F32 && stride == 1 && count % HLA_VECTOR_WIDTH == 0) {
         const float *in = (const float *)(const void *)row;
         for (int64_t x = 0; x < count; x += HLA_VECTOR_WIDTH)
@@ -77,7 +77,7 @@ HLA_INLINE void write_rows(const hla_hadamard_call *call, const float *sums, int
                            int64_t b, int64_t h, int64_t first, int64_t count) {
     const hla_hadamard_problem *problem = call->problem;
     const hla_tensor *out = call->out;
-    int64_t step = HLA_TILE_COLUMNS * out->stride[3] * (int64_t)hla_dtype_size(out->dtype);
+    int64_t step = HLA_TILE_COLUMNS * out->stride[3] * hla_element_size(out->dtype);
     for (int64_t t = 0; t < count; t++) {
         float denominator = hla_vector_sum(hla_vector_load(denominators + t * HLA_VECTOR_WIDTH)) + problem->epsilon;
         bool empty = problem->normalised && denominator == 0;
@@ -101,7 +101,7 @@ HLA_INLINE void write_rows(const hla_hadamard_call *call, const float *sums, int
 HLA_INLINE void write_zeros(const hla_hadamard_call *call, int64_t b, int64_t h, int64_t first, int64_t count) {
     const hla_tensor *out = call->out;
     const float zeros[HLA_TILE_COLUMNS] = {0};
-    int64_t step = HLA_TILE_COLUMNS * out->stride[3] * (int64_t)hla_dtype_size(out->dtype);
+    int64_t step = HLA_TILE_COLUMNS * out->stride[3] * hla_element_size(out->dtype);
     for (int64_t t = 0; t < count; t++) {
         char *to = hla_tensor_row(out, b, first + t, h);
         for (int64_t start = 0; start < out->shape[3]; start += HLA_TILE_COLUMNS, to += step) {

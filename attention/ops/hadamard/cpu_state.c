@@ -145,32 +145,38 @@ HLA_INLINE float *state_row(const plan *p, float *state, int64_t feature) {
     return state + feature / BLOCK * p->block_size + feature % BLOCK * HLA_TILE_COLUMNS;
 }
 
-/* row[] = Kronecker product of factors order[first] ... order[last - 1] of token [b,t,h]; an empty product is 1. Grown
- * from the back in place, last factor fastest. */
-static void expand_row(float *row, const fold *folded, int first, int last, const hla_tensor *factors, int64_t b,
-                       int64_t t, int64_t h) {
-    if (first == last) {
-        row[0] = 1;
-        return;
-    }
-    const hla_tensor *factor = &factors[folded->order[first]];
-    int64_t length = factor->shape[3];
-    load_row(row, factor, b, t, h, 0, length);
-    for (int p = first + 1; p < last; p++) {
+/* Grown from the back in place, last factor fastest. */
+static void expand_factors(float *row, const fold *folded, int first, int last, const hla_tensor *factors, int64_t b,
+                           int64_t t, int64_t h) {
+    int64_t length = 1;
+    row[0] = 1;
+    for (int p = first; p < last; p++) {
         float next[HLA_MAX_RANK];
-        factor = &factors[folded->order[p]];
+        const hla_tensor *factor = &factors[folded->order[p]];
         int64_t rank = factor->shape[3];
         load_row(next, factor, b, t, h, 0, rank);
         for (int64_t i = length - 1; i >= 0; i--) {
             float x = row[i];
-            for (int64_t r = 0; r < rank; r++)
+            for (int64_t r = 0; r < rank; r++) {
                 row[i * rank + r] = x * next[r];
+            }
         }
         length *= rank;
     }
 }
 
-static void pack_inner_row(const plan *p, float *to, const hla_tensor *factors, int64_t b, int64_t t, int64_t h) {
+/* row[] = Kronecker product of factors order[first] ... order[last - 1] of token [b,t,h]; an empty product is 1. */
+HLA_INLINE void expand_row(float *row, const fold *folded, int first, int last, const hla_tensor *factors, int64_t b,
+                           int64_t t, int64_t h) {
+    if (last - first == 1) {
+        const hla_tensor *factor = &factors[folded->order[first]];
+        load_row(row, factor, b, t, h, 0, factor->shape[3]);
+    } else {
+        expand_factors(row, folded, first, last, factors, b, t, h);
+    }
+}
+
+HLA_INLINE void pack_inner_row(const plan *p, float *to, const hla_tensor *factors, int64_t b, int64_t t, int64_t h) {
     expand_row(to, &p->folded, p->folded.split, p->folded.factors, factors, b, t, h);
     for (int64_t i = p->folded.inner; i < p->inner_row; i++)
         to[i] = 0;

@@ -156,7 +156,7 @@ static cost quadratic_cost(const hla_hadamard_problem *problem, const hla_tune *
 
 /* ---- the plan ---- */
 
-/* Bytes the kernel needs; false when they cannot be addressed. */
+/* Fills plan->workspace; false when that many bytes cannot be addressed. */
 static bool measure_workspace(hla_hadamard_plan *plan) {
     hla_arena arena = {0};
     plan->kernel->measure(&arena, &plan->problem, plan->threads);

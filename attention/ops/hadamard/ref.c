@@ -46,7 +46,7 @@ static void attend_row(const hla_hadamard_call *call, double *sums, int64_t b, i
         double value = (double)problem->scale * sums[x];
         if (problem->normalised) value = denominator != 0 ? sums[x] / denominator : 0;
         float rounded = (float)value;
-        int64_t offset = x * out->stride[3] * (int64_t)hla_dtype_size(out->dtype);
+        int64_t offset = x * out->stride[3] * hla_element_size(out->dtype);
         hla_store_floats(out_row + offset, out->dtype, 1, 1, &rounded);
     }
 }
