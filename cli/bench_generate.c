@@ -1,0 +1,186 @@
+/* cli/bench_generate.c - hla bench generate: the same clip with Hadamard and with softmax attention, in turn, in one
+ * process. */
+#include "cli/commands.h"
+#include "cli/json.h"
+#include "cli/machine.h"
+#include "cli/model.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MAX_REPEAT 16
+
+typedef struct bench_settings {
+    cli_common common;
+    model_settings model;
+    clip_settings clip;
+    const char *prompt, *json_file, *format;
+    int repeat;
+} bench_settings;
+
+static const cli_option table[] = {
+    MODEL_OPTIONS(bench_settings),
+    CLIP_OPTIONS(bench_settings),
+    {"prompt", 'p', OPTION_TEXT, offsetof(bench_settings, prompt), "TEXT",
+     "(default: \"a rocket flies up over a blue background\")", 0, 0, NULL},
+    {"format", 0, OPTION_TEXT, offsetof(bench_settings, format), "EXT",
+     "ending of the video that is written to a temporary directory (default: gif)", 0, 0, NULL},
+    {"repeat", 'r', OPTION_INTEGER, offsetof(bench_settings, repeat), "N",
+     "runs of each; the fastest counts (default: 1)", 1, MAX_REPEAT, NULL},
+    {"json", 'j', OPTION_TEXT, offsetof(bench_settings, json_file), "FILE", "write the measurements there", 0, 0, NULL},
+    {0}};
+
+static int run(int argc, char **argv);
+
+const cli_command bench_generate_command = {
+    "bench generate",
+    "Measures a clip with Hadamard and with softmax attention in turn, in one process.",
+    "[--json FILE] [options]",
+    table,
+    "--json FILE writes {\"machine\", \"runs\": [{\"attention\", \"seconds_per_step\", \"stage_seconds\", "
+    "\"peak_bytes\", ...}]};\n"
+    "the table goes to standard output in any case. Seconds are wall-clock time, bytes are what the engine allocated.\n"
+    "\n"
+    "Examples:\n"
+    "  hla bench generate --json speed.json\n"
+    "  hla bench generate --steps 4 --repeat 3 --threads 1\n",
+    run};
+
+typedef struct bench_run {
+    hlv_attention attention;
+    hlv_generate_options options;
+    hlv_generate_result result;
+    double seconds; /* all stages */
+    double open_seconds;
+} bench_run;
+
+/* The fastest of `repeat` runs with one attention. */
+static hlv_status measure(cli_session *session, const bench_settings *settings, const char *output, bench_run *run) {
+    hlv_model *model = NULL;
+    char *directory = NULL;
+    model_settings chosen = settings->model;
+    chosen.attention = (int)run->attention;
+    hlv_context_peak_bytes(session->ctx, true);
+    double start = seconds_now();
+    hlv_status status = open_model(session, &chosen, &model, &directory);
+    run->open_seconds = seconds_now() - start;
+    run->seconds = INFINITY;
+    for (int i = 0; i < settings->repeat && status == HLV_OK; i++) {
+        hlv_generate_result result = {0};
+        clip_options(&run->options, model, &settings->clip);
+        run->options.prompt = settings->prompt;
+        run->options.output = output;
+        start = seconds_now();
+        status = hlv_generate(model, &run->options, &result);
+        double seconds = seconds_now() - start;
+        if (status == HLV_OK && seconds < run->seconds) {
+            run->seconds = seconds;
+            run->result = result;
+        }
+    }
+    hlv_model_free(model);
+    free(directory);
+    return status;
+}
+
+static void run_json(json_writer *out, const bench_run *run) {
+    const hlv_generate_result *result = &run->result;
+    json_open(out, NULL, '{');
+    json_text(out, "attention", attention_names[run->attention]);
+    json_number(out, "seconds_per_step", result->seconds_per_step);
+    json_open(out, "stage_seconds", '{');
+    json_number(out, "load", result->load_seconds);
+    json_number(out, "text", result->text_seconds);
+    json_number(out, "sample", result->sample_seconds);
+    json_number(out, "decode", result->decode_seconds);
+    json_number(out, "write", result->write_seconds);
+    json_close(out, '}');
+    json_number(out, "open_seconds", run->open_seconds);
+    json_number(out, "seconds", run->seconds);
+    json_whole(out, "peak_bytes", result->peak_bytes);
+    json_whole(out, "tokens", result->tokens);
+    json_whole(out, "steps", run->options.steps);
+    json_number(out, "guidance", run->options.guidance);
+    json_whole(out, "width", run->options.width);
+    json_whole(out, "height", run->options.height);
+    json_whole(out, "frames", run->options.frames);
+    json_close(out, '}');
+}
+
+static void report_json(FILE *file, const bench_settings *settings, const bench_run *runs, int count, int threads) {
+    machine_info machine;
+    read_machine(&machine);
+    json_writer out = {.out = file};
+    json_open(&out, NULL, '{');
+    machine_json(&out, &machine, threads);
+    json_text(&out, "dtype", dtype_names[settings->model.dtype]);
+    json_whole(&out, "repeat", settings->repeat);
+    json_open(&out, "runs", '[');
+    for (int i = 0; i < count; i++)
+        run_json(&out, &runs[i]);
+    json_close(&out, ']');
+    json_close(&out, '}');
+}
+
+/* What write_report hands on. */
+typedef struct bench_report {
+    const bench_settings *settings;
+    const bench_run *runs;
+    int count, threads;
+} bench_report;
+
+static void print_report(FILE *file, const void *user) {
+    const bench_report *report = user;
+    report_json(file, report->settings, report->runs, report->count, report->threads);
+}
+
+static void report_text(const bench_run *runs, int count) {
+    const hlv_generate_options *options = &runs[0].options;
+    printf("%dx%d, %d frames, %lld tokens, %d steps, guidance %g\n", options->width, options->height, options->frames,
+           (long long)runs[0].result.tokens, options->steps, options->guidance);
+    printf("%-10s %10s %8s %8s %8s %8s %8s %10s\n", "attention", "s a step", "text", "sample", "decode", "write", "all",
+           "peak MiB");
+    for (int i = 0; i < count; i++) {
+        const hlv_generate_result *result = &runs[i].result;
+        printf("%-10s %10.4f %8.2f %8.2f %8.2f %8.2f %8.2f %10.0f\n", attention_names[runs[i].attention],
+               result->seconds_per_step, result->text_seconds, result->sample_seconds, result->decode_seconds,
+               result->write_seconds, runs[i].seconds, (double)result->peak_bytes / 0x1p20);
+    }
+    printf("A step with softmax takes %.2f times as long as with hadamard.\n",
+           runs[1].result.seconds_per_step / runs[0].result.seconds_per_step);
+}
+
+static hlv_status bench(cli_session *session, const bench_settings *settings) {
+    bench_run runs[] = {{.attention = HLV_ATTENTION_HADAMARD}, {.attention = HLV_ATTENTION_SOFTMAX}};
+    const char *directory = getenv("TMPDIR");
+    char scratch[256], output[320];
+    int length = snprintf(scratch, sizeof scratch, "%s/hla-bench-XXXXXX", directory != NULL ? directory : "/tmp");
+    if (length < 0 || (size_t)length >= sizeof scratch || mkdtemp(scratch) == NULL) {
+        session->sentence = "no directory for temporary files can be made: set TMPDIR";
+        return HLV_ERROR_IO;
+    }
+    snprintf(output, sizeof output, "%s/clip.%.32s", scratch, settings->format);
+    hlv_status status = hlv_video_check(session->ctx, output);
+    for (int i = 0; i < 2 && status == HLV_OK; i++)
+        status = measure(session, settings, output, &runs[i]);
+    unlink(output);
+    rmdir(scratch);
+    session_end_line(session);
+    if (status == HLV_OK && settings->json_file != NULL)
+        status = write_report(session, settings->json_file, print_report,
+                              &(bench_report){settings, runs, 2, hlv_context_threads(session->ctx)});
+    if (status == HLV_OK) report_text(runs, 2);
+    return status;
+}
+
+static int run(int argc, char **argv) {
+    bench_settings settings = {
+        .clip = CLIP_DEFAULTS, .repeat = 1, .format = "gif", .prompt = "a rocket flies up over a blue background"};
+    text_list words;
+    int exit_status = parse_options(&bench_generate_command, argc, argv, &settings, &words, 0);
+    cli_session session;
+    if (exit_status == STATUS_GO_ON) exit_status = session_open(&session, &bench_generate_command, &settings.common);
+    return exit_status == STATUS_GO_ON ? session_close(&session, bench(&session, &settings)) : exit_status;
+}

@@ -1,0 +1,277 @@
+/* cli/doctor.c - hla doctor: what this machine is, what was found on it, which kernels run, and whether they compute
+ * right. */
+#include "cli/commands.h"
+#include "cli/json.h"
+#include "cli/machine.h"
+#include "cli/model.h"
+#include "cli/operator.h"
+
+#include <link.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define ERROR_LIMIT 1e-5 /* relative, fp32, against the double-precision reference */
+
+typedef struct doctor_settings {
+    cli_common common;
+} doctor_settings;
+
+static const cli_option table[] = {{0}};
+
+static int run(int argc, char **argv);
+
+const cli_command doctor_command = {
+    "doctor",
+    "Shows processor, memory, libraries, video formats, the default model and the kernels, and checks the kernels.",
+    "[options]",
+    table,
+    "Each kernel this machine runs computes a small problem and is compared with the double-precision reference.\n"
+    "HLA_KERNEL=NAME makes every command use one kernel. Exit status 1 if a kernel computes wrong.\n",
+    run};
+
+/* What one kernel of a table can do here. error: relative, NaN if it was not run. */
+typedef struct kernel_row {
+    const char *operator_name, *name, *form, *needs;
+    bool runs_here;
+    double error;
+} kernel_row;
+
+#define MAX_ROWS 64
+typedef struct findings {
+    machine_info machine;
+    int threads;
+    kernel_row rows[MAX_ROWS];
+    int row_count;
+    bool wrong; /* a kernel computed wrong */
+    char *model;
+    char formats[4][640]; /* why a format cannot be written; empty: it can */
+    char libraries[8][256];
+    int library_count;
+} findings;
+
+static const char *const extensions[4] = {"mp4", "webm", "gif", "png"};
+
+/* The self-check: one small problem with odd sizes, two factors. */
+
+typedef struct small_problem {
+    hla_hadamard_problem problem;
+    operand q[2], k[2], v, out;
+    float *expected;
+} small_problem;
+
+/* The same numbers each time, in 0..1. */
+static void fill(operand *to, uint32_t seed) {
+    for (int64_t i = 0; i < to->array.count; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        to->array.data[i] = (float)(seed >> 8) / 0x1p24f;
+    }
+}
+
+static hlv_status create_problem(hlv_context *ctx, small_problem *small) {
+    enum { B = 2, TQ = 37, TK = 53, H = 3, V = 21 };
+    static const int64_t rank[2] = {9, 5};
+    hla_hadamard_problem_init(&small->problem);
+    small->problem.batch = B;
+    small->problem.heads = H;
+    small->problem.queries = TQ;
+    small->problem.keys = TK;
+    small->problem.value_dim = V;
+    small->problem.factors = 2;
+    hlv_status status = operand_create(ctx, HLA_F32, (int64_t[]){B, TK, H, V}, &small->v);
+    if (status == HLV_OK) status = operand_create(ctx, HLA_F32, (int64_t[]){B, TQ, H, V}, &small->out);
+    for (int p = 0; p < 2 && status == HLV_OK; p++) {
+        small->problem.rank[p] = rank[p];
+        status = operand_create(ctx, HLA_F32, (int64_t[]){B, TQ, H, rank[p]}, &small->q[p]);
+        if (status == HLV_OK) status = operand_create(ctx, HLA_F32, (int64_t[]){B, TK, H, rank[p]}, &small->k[p]);
+        if (status == HLV_OK) {
+            fill(&small->q[p], (uint32_t)(1 + p));
+            fill(&small->k[p], (uint32_t)(3 + p));
+        }
+    }
+    if (status == HLV_OK) fill(&small->v, 5);
+    return status;
+}
+
+static void free_problem(hlv_context *ctx, small_problem *small) {
+    for (int p = 0; p < 2; p++) {
+        operand_free(ctx, &small->q[p]);
+        operand_free(ctx, &small->k[p]);
+    }
+    operand_free(ctx, &small->v);
+    operand_free(ctx, &small->out);
+    free(small->expected);
+}
+
+/* Runs one kernel into small->out, which is filled with NaN before. */
+static bool compute(cli_session *session, hla_context *hla, small_problem *small, const hla_kernel_info *kernel) {
+    attention_run done;
+    small->problem.kernel = kernel->name;
+    small->problem.form = kernel->form;
+    for (int64_t i = 0; i < small->out.array.count; i++)
+        small->out.array.data[i] = NAN;
+    hlv_status status =
+        run_hadamard(session, hla, &small->problem, &small->out, small->q, small->k, &small->v, 1, &done);
+    session->sentence = NULL;
+    return status == HLV_OK;
+}
+
+static void check_kernels(cli_session *session, hla_context *hla, findings *found) {
+    static const char *const form_names[] = {"auto", "state", "quadratic"};
+    small_problem small = {0};
+    hla_kernel_info kernel;
+    bool ready = create_problem(session->ctx, &small) == HLV_OK;
+    small.expected = ready ? malloc((size_t)small.out.array.count * sizeof *small.expected) : NULL;
+    for (int i = 0; hla_hadamard_kernel(i, &kernel) && found->row_count < MAX_ROWS; i++) {
+        kernel_row *row = &found->rows[found->row_count++];
+        *row = (kernel_row){"hadamard", kernel.name, form_names[kernel.form], kernel.needs, kernel.runs_here, NAN};
+        if (!kernel.runs_here) continue;
+        if (small.expected != NULL && compute(session, hla, &small, &kernel)) {
+            if (i == 0) /* the reference is the table's first entry */
+                memcpy(small.expected, small.out.array.data, (size_t)small.out.array.count * sizeof *small.expected);
+            row->error = relative_error(small.out.array.data, small.expected, small.out.array.count);
+        }
+        found->wrong = found->wrong || !(row->error <= ERROR_LIMIT);
+    }
+    free_problem(session->ctx, &small);
+}
+
+/* The other tables are listed; their kernels are checked by the tests. */
+static void list_kernels(findings *found) {
+    hla_softmax_kernel_info softmax;
+    hla_feature_map_kernel_info map;
+    for (int i = 0; hla_softmax_kernel(i, &softmax) && found->row_count < MAX_ROWS; i++)
+        found->rows[found->row_count++] =
+            (kernel_row){"softmax", softmax.name, "", softmax.needs, softmax.runs_here, NAN};
+    for (int i = 0; hla_feature_map_kernel(i, &map) && found->row_count < MAX_ROWS; i++)
+        found->rows[found->row_count++] = (kernel_row){"feature map", map.name, "", map.needs, map.runs_here, NAN};
+}
+
+/* Shared libraries whose names tell their versions once links are followed. */
+static int note_library(struct dl_phdr_info *info, size_t size, void *user) {
+    static const char *const names[] = {"libhla.", "libhlv.", "libdnnl", "libjansson", "libgomp", "libomp", "libz."};
+    findings *found = user;
+    (void)size;
+    const char *slash = info->dlpi_name != NULL ? strrchr(info->dlpi_name, '/') : NULL;
+    for (size_t i = 0; slash != NULL && i < sizeof names / sizeof names[0]; i++) {
+        if (strncmp(slash + 1, names[i], strlen(names[i])) != 0 || found->library_count == 8) continue;
+        char *real = realpath(info->dlpi_name, NULL);
+        snprintf(found->libraries[found->library_count++], sizeof found->libraries[0], "%s",
+                 real != NULL ? real : info->dlpi_name);
+        free(real);
+    }
+    return 0;
+}
+
+/* Each format is tried in the directory for temporary files. */
+static void try_formats(cli_session *session, findings *found) {
+    const char *directory = getenv("TMPDIR");
+    for (int i = 0; i < 4; i++) {
+        char path[512];
+        snprintf(path, sizeof path, "%s/hla-doctor.%s", directory != NULL ? directory : "/tmp", extensions[i]);
+        if (hlv_video_check(session->ctx, path) != HLV_OK)
+            snprintf(found->formats[i], sizeof found->formats[i], "%s", hlv_context_error(session->ctx));
+    }
+}
+
+static void report_json(const findings *found) {
+    json_writer out = {.out = stdout};
+    json_open(&out, NULL, '{');
+    json_text(&out, "version", hla_version());
+    machine_json(&out, &found->machine, found->threads);
+    json_whole(&out, "memory_available_bytes", found->machine.available);
+    json_text(&out, "default_model", found->model);
+    json_open(&out, "libraries", '[');
+    for (int i = 0; i < found->library_count; i++)
+        json_text(&out, NULL, found->libraries[i]);
+    json_close(&out, ']');
+    json_open(&out, "formats", '{');
+    for (int i = 0; i < 4; i++)
+        json_text(&out, extensions[i], found->formats[i][0] == '\0' ? "yes" : found->formats[i]);
+    json_close(&out, '}');
+    json_text(&out, "forced_kernel", getenv("HLA_KERNEL"));
+    json_open(&out, "kernels", '[');
+    for (int i = 0; i < found->row_count; i++) {
+        const kernel_row *row = &found->rows[i];
+        json_open(&out, NULL, '{');
+        json_text(&out, "operator", row->operator_name);
+        json_text(&out, "name", row->name);
+        json_text(&out, "form", row->form[0] != '\0' ? row->form : NULL);
+        json_text(&out, "needs", row->needs);
+        json_bool(&out, "runs_here", row->runs_here);
+        json_number(&out, "relative_error", row->error);
+        json_close(&out, '}');
+    }
+    json_close(&out, ']');
+    json_bool(&out, "good", !found->wrong);
+    json_close(&out, '}');
+}
+
+static void report_kernel(const kernel_row *row) {
+    printf("  %-12s %-22s %-10s ", row->operator_name, row->name, row->form);
+    if (!row->runs_here)
+        printf("needs %s\n", row->needs);
+    else if (isnan(row->error))
+        printf("%s\n", strcmp(row->operator_name, "hadamard") == 0 ? "FAILED" : "runs");
+    else
+        printf("%s, error %.1e\n", row->error <= ERROR_LIMIT ? "runs" : "WRONG", row->error);
+}
+
+static void report_text(const findings *found) {
+    const machine_info *machine = &found->machine;
+    printf("hla %s\n\nMachine\n  processor    %s\n  instructions %s\n", hla_version(), machine->processor,
+           machine->instructions[0] != '\0' ? machine->instructions : "none that matter here");
+    printf("  cores        %d, computing with %d threads\n", machine->cores, found->threads);
+    printf("  memory       %.1f GiB, %.1f GiB available\n\nLibraries\n", (double)machine->memory / 0x1p30,
+           (double)machine->available / 0x1p30);
+    for (int i = 0; i < found->library_count; i++)
+        printf("  %s\n", found->libraries[i]);
+    printf("\nVideo formats\n");
+    for (int i = 0; i < 4; i++)
+        printf("  %-12s %s\n", extensions[i], found->formats[i][0] == '\0' ? "yes" : found->formats[i]);
+    printf("\nDefault model\n  %s\n\nDevices\n  cpu          yes\n  cuda         not in this build\n",
+           found->model != NULL ? found->model : "none found: give --model DIR, or set HLA_MODEL");
+    printf("\nKernels, the last that runs is chosen for its form%s%s\n",
+           getenv("HLA_KERNEL") != NULL ? "; HLA_KERNEL forces " : "",
+           getenv("HLA_KERNEL") != NULL ? getenv("HLA_KERNEL") : "");
+    for (int i = 0; i < found->row_count; i++)
+        report_kernel(&found->rows[i]);
+    printf("\n%s\n", found->wrong ? "A kernel computes WRONG on this machine: please report it." : "All is well.");
+}
+
+static int run(int argc, char **argv) {
+    doctor_settings settings = {0};
+    text_list words;
+    int exit_status = parse_options(&doctor_command, argc, argv, &settings, &words, 0);
+    cli_session session;
+    if (exit_status == STATUS_GO_ON) exit_status = session_open(&session, &doctor_command, &settings.common);
+    if (exit_status != STATUS_GO_ON) return exit_status;
+    hla_context_options options;
+    hla_context *hla = NULL;
+    hla_context_options_init(&options);
+    options.threads = settings.common.threads;
+    findings *found = calloc(1, sizeof *found);
+    if (found == NULL || hla_context_create(&hla, &options) != HLA_OK) {
+        free(found);
+        session.sentence = "out of memory";
+        return session_close(&session, HLV_ERROR_MEMORY);
+    }
+    found->threads = hlv_context_threads(session.ctx);
+    found->model = find_default_model();
+    read_machine(&found->machine);
+    dl_iterate_phdr(note_library, found);
+    try_formats(&session, found);
+    check_kernels(&session, hla, found);
+    list_kernels(found);
+    if (settings.common.json)
+        report_json(found);
+    else
+        report_text(found);
+    exit_status = session_close(&session, HLV_OK);
+    if (found->wrong && exit_status == STATUS_DONE) exit_status = STATUS_FAILED;
+    hla_context_free(hla);
+    free(found->model);
+    free(found);
+    return exit_status;
+}
