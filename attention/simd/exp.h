@@ -9,7 +9,8 @@
 #include "attention/simd/vector.h"
 
 /* Larger and smaller lanes; y where either is NaN. hla_vector_exponent gives 2^(n - 127) for the integer n, 0 to 255,
- * in the low bits of a float between 2^23 and 2^24: 0 for n = 0, infinity for 255. */
+ * in the low bits of a float between 2^23 and 2^24: 0 for n = 0, infinity for 255. hla_vector_largest is the largest
+ * lane; with NaN among the lanes it is any of them. */
 #if defined(HLA_ISA_IS_AVX512)
 HLA_INLINE hla_vector hla_vector_larger(hla_vector x, hla_vector y) {
     return _mm512_max_ps(x, y);
@@ -20,6 +21,9 @@ HLA_INLINE hla_vector hla_vector_smaller(hla_vector x, hla_vector y) {
 HLA_INLINE hla_vector hla_vector_exponent(hla_vector x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23));
 }
+HLA_INLINE float hla_vector_largest(hla_vector x) {
+    return _mm512_reduce_max_ps(x);
+}
 #elif defined(HLA_ISA_IS_AVX2)
 HLA_INLINE hla_vector hla_vector_larger(hla_vector x, hla_vector y) {
     return _mm256_max_ps(x, y);
@@ -29,6 +33,11 @@ HLA_INLINE hla_vector hla_vector_smaller(hla_vector x, hla_vector y) {
 }
 HLA_INLINE hla_vector hla_vector_exponent(hla_vector x) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23));
+}
+HLA_INLINE float hla_vector_largest(hla_vector x) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
 #else
 typedef int32_t hla_vector_bits __attribute__((vector_size(16)));
@@ -46,6 +55,10 @@ HLA_INLINE hla_vector hla_vector_exponent(hla_vector x) {
     typedef uint32_t unsigned_bits __attribute__((vector_size(16)));
     return (hla_vector)((unsigned_bits)x << 23);
 }
+HLA_INLINE float hla_vector_largest(hla_vector x) {
+    float even = x[0] > x[2] ? x[0] : x[2], odd = x[1] > x[3] ? x[1] : x[3];
+    return even > odd ? even : odd;
+}
 #endif
 
 HLA_INLINE hla_vector hla_vector_negate(hla_vector x) {
@@ -54,17 +67,6 @@ HLA_INLINE hla_vector hla_vector_negate(hla_vector x) {
 
 HLA_INLINE hla_vector hla_vector_subtract(hla_vector x, hla_vector y) {
     return x - y;
-}
-
-/* Largest lane; NaN is ignored unless it comes last. */
-HLA_INLINE float hla_vector_largest(hla_vector x) {
-    float lane[HLA_VECTOR_WIDTH];
-    hla_vector_store(lane, x);
-    for (int half = HLA_VECTOR_WIDTH / 2; half > 0; half /= 2) {
-        for (int i = 0; i < half; i++)
-            lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-    }
-    return lane[0];
 }
 
 /* exp(r) for |r| <= ln(2) / 2 as 1 + r + r^2 p(r), p minimax of degree 4: relative error 3e-9 before rounding. */

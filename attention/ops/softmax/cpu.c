@@ -20,8 +20,8 @@ enum {
 };
 
 /* Sizes of one call. Per head of a group: keys [Tk/COLUMNS][D][COLUMNS], values [V/COLUMNS][Tk][COLUMNS], bias [Tk];
- * Tk and V rounded up to COLUMNS. Per thread: query [BLOCK/ROWS][D][ROWS], sums [BLOCK][V], scores [ROWS][KEY_TILE],
- * maximum [BLOCK], total [BLOCK], vector [max(D,V)]. */
+ * Tk and V rounded up to COLUMNS. Per thread: query [BLOCK][D], sums [BLOCK][V], scores [ROWS][KEY_TILE],
+ * maximum [BLOCK], total [BLOCK][WIDTH] (a sum of weights per lane, added up at the end), vector [max(D,V)]. */
 typedef struct layout {
     int64_t dim, value_dim;             /* D, V */
     int64_t keys_padded, values_padded; /* Tk, V rounded up */
@@ -49,7 +49,7 @@ static scratch carve_scratch(const layout *sizes, void *base, size_t *used) {
                       .sums = hla_arena_take(&arena, sizes->values_padded, QUERY_BLOCK * sizeof(float)),
                       .scores = hla_arena_take(&arena, KEY_TILE, HLA_TILE_ROWS * sizeof(float)),
                       .maximum = hla_arena_take(&arena, QUERY_BLOCK, sizeof(float)),
-                      .total = hla_arena_take(&arena, QUERY_BLOCK, sizeof(float)),
+                      .total = hla_arena_take(&arena, QUERY_BLOCK, HLA_VECTOR_WIDTH * sizeof(float)),
                       .vector = hla_arena_take(&arena, longest, sizeof(float))};
     if (used) *used = arena.used;
     return pieces;
@@ -118,26 +118,24 @@ static void pack_keys(const hla_softmax_call *call, const layout *sizes, int64_t
     }
 }
 
-/* Loads a block's queries, times scale / ln 2 (weights are powers of two), as strips [D][ROWS]; rows beyond count are
+/* Loads a block's queries, times scale / ln 2 (weights are powers of two); rows beyond count, up to a whole strip, are
  * zero. Resets maximum, total and sums. */
 static void start_block(const hla_softmax_call *call, const layout *sizes, const scratch *own, int64_t b, int64_t h,
                         int64_t first, int64_t count) {
     const hla_tensor *q = call->q;
     float scale = (float)((double)call->problem.scale * M_LOG2E);
-    for (int64_t i = 0; i < round_up(count, HLA_TILE_ROWS); i++) {
-        float *strip = own->query + i / HLA_TILE_ROWS * HLA_TILE_ROWS * sizes->dim + i % HLA_TILE_ROWS;
-        if (i < count) {
-            hla_load_floats(own->vector, hla_tensor_row(q, b, first + i, h), q->dtype, sizes->dim, q->stride[3]);
-        } else {
-            memset(own->vector, 0, (size_t)sizes->dim * sizeof(float));
-        }
+    for (int64_t i = 0; i < count; i++) {
+        float *row = own->query + i * sizes->dim;
+        hla_load_floats(row, hla_tensor_row(q, b, first + i, h), q->dtype, sizes->dim, q->stride[3]);
         for (int64_t x = 0; x < sizes->dim; x++)
-            strip[x * HLA_TILE_ROWS] = own->vector[x] * scale;
+            row[x] *= scale;
     }
+    int64_t padding = round_up(count, HLA_TILE_ROWS) - count;
+    memset(own->query + count * sizes->dim, 0, (size_t)(padding * sizes->dim) * sizeof(float));
     for (int64_t i = 0; i < QUERY_BLOCK; i++) {
         own->maximum[i] = -FLT_MAX; /* finite, so that a row of masked keys gives weights 0, not NaN */
-        own->total[i] = 0;
     }
+    memset(own->total, 0, sizeof(float) * QUERY_BLOCK * HLA_VECTOR_WIDTH);
     memset(own->sums, 0, (size_t)(QUERY_BLOCK * sizes->values_padded) * sizeof(float));
 }
 
@@ -145,9 +143,9 @@ static void start_block(const hla_softmax_call *call, const layout *sizes, const
 static void strip_scores(float *scores, const float *query, const float *keys, int64_t dim, int64_t count) {
     for (int64_t j = 0; j < count; j += HLA_TILE_COLUMNS) {
         if (count - j > HLA_VECTOR_WIDTH) {
-            hla_tile(scores + j, KEY_TILE, query, 1, HLA_TILE_ROWS, keys + j * dim, dim, 2, HLA_TILE_STORE);
+            hla_tile(scores + j, KEY_TILE, query, dim, 1, keys + j * dim, dim, 2, HLA_TILE_STORE);
         } else {
-            hla_tile(scores + j, KEY_TILE, query, 1, HLA_TILE_ROWS, keys + j * dim, dim, 1, HLA_TILE_STORE);
+            hla_tile(scores + j, KEY_TILE, query, dim, 1, keys + j * dim, dim, 1, HLA_TILE_STORE);
         }
     }
 }
@@ -166,15 +164,15 @@ static float row_largest(float *scores, const float *bias, int64_t padded) {
     return hla_vector_largest(largest);
 }
 
-/* One row of scores becomes weights 2^(score - maximum); returns their sum. */
-static float row_weights(float *scores, float maximum, int64_t padded) {
+/* One row of scores becomes weights 2^(score - maximum), which are added to total, lane by lane. */
+static void row_weights(float *scores, float maximum, int64_t padded, float *total) {
     hla_vector sum = hla_vector_zero(), shift = hla_vector_set(maximum);
     for (int64_t j = 0; j < padded; j += HLA_VECTOR_WIDTH) {
         hla_vector weight = hla_vector_exp2(hla_vector_subtract(hla_vector_load(scores + j), shift));
         hla_vector_store(scores + j, weight);
         sum = hla_vector_add(sum, weight);
     }
-    return hla_vector_sum(sum);
+    hla_vector_store(total, hla_vector_add(hla_vector_load(total), sum));
 }
 
 /* Scores to weights against the new running maximum; what was summed under the old one is scaled down to it. */
@@ -182,18 +180,16 @@ static void strip_weights(float *scores, const float *bias, int64_t count, float
                           int64_t values_padded) {
     int64_t padded = round_up(count, HLA_VECTOR_WIDTH);
     for (int64_t i = 0; i < HLA_TILE_ROWS; i++) {
-        float *row = scores + i * KEY_TILE, *sum = sums + i * values_padded;
+        float *row = scores + i * KEY_TILE, *sum = sums + i * values_padded, *lanes = total + i * HLA_VECTOR_WIDTH;
         float largest = row_largest(row, bias, padded);
         if (largest > maximum[i]) {
             hla_vector factor = hla_vector_exp2(hla_vector_set(maximum[i] - largest));
             for (int64_t x = 0; x < values_padded; x += HLA_VECTOR_WIDTH)
                 hla_vector_store(sum + x, hla_vector_multiply(hla_vector_load(sum + x), factor));
-            float lane[HLA_VECTOR_WIDTH];
-            hla_vector_store(lane, factor);
-            total[i] *= lane[0];
+            hla_vector_store(lanes, hla_vector_multiply(hla_vector_load(lanes), factor));
             maximum[i] = largest;
         }
-        total[i] += row_weights(row, maximum[i], padded);
+        row_weights(row, maximum[i], padded, lanes);
     }
 }
 
@@ -215,7 +211,8 @@ static void finish_block(const hla_softmax_call *call, const layout *sizes, cons
     const hla_tensor *out = call->out;
     for (int64_t i = 0; i < count; i++) {
         float *row = own->sums + i * sizes->values_padded;
-        float factor = own->total[i] == 0 ? 0 : 1 / own->total[i];
+        float sum = hla_vector_sum(hla_vector_load(own->total + i * HLA_VECTOR_WIDTH));
+        float factor = sum == 0 ? 0 : 1 / sum;
         for (int64_t x = 0; x < sizes->value_dim; x++)
             row[x] *= factor;
         hla_store_floats(hla_tensor_row(out, b, first + i, h), out->dtype, sizes->value_dim, out->stride[3], row);
@@ -236,7 +233,8 @@ static void attend_block(const hla_softmax_call *call, const layout *sizes, cons
         for (int64_t i = 0; i < queries; i += HLA_TILE_ROWS) {
             float *sums = own->sums + i * sizes->values_padded;
             strip_scores(own->scores, own->query + i * sizes->dim, head_keys + tile * sizes->dim, sizes->dim, count);
-            strip_weights(own->scores, bias, count, own->maximum + i, own->total + i, sums, sizes->values_padded);
+            strip_weights(own->scores, bias, count, own->maximum + i, own->total + i * HLA_VECTOR_WIDTH, sums,
+                          sizes->values_padded);
             strip_values(sums, own->scores, head_values + tile * HLA_TILE_COLUMNS, count, sizes);
         }
     }
