@@ -244,8 +244,8 @@ hlv_status hlv_tokenizer_read_sentencepiece(hlv_tokenizer *tokenizer, const uint
     hlv_status status = read_specs(tokenizer, &spec, file);
     if (status == HLV_OK)
         status = hlv_charsmap_create(ctx, tokenizer->name, spec.charsmap.data, spec.charsmap.size, &tokenizer->map);
-    if (status == HLV_OK) status = hlv_trie_create(ctx, &model->trie);
-    if (status == HLV_OK) status = hlv_trie_create(ctx, &tokenizer->symbols);
+    if (status == HLV_OK) status = hlv_trie_create(ctx, &model->trie, (size_t)model->piece_count);
+    if (status == HLV_OK) status = hlv_trie_create(ctx, &tokenizer->symbols, 0);
     if (status == HLV_OK) {
         model->scores = hlv_alloc(ctx, (size_t)model->piece_count * sizeof *model->scores);
         status = model->scores ? read_pieces(tokenizer, &spec, file) : HLV_ERROR_MEMORY;

@@ -264,7 +264,7 @@ static hlv_status read_model(hlv_tokenizer *tokenizer, const json_t *object) {
         model->unknown_id = (int32_t)id;
     }
     model->scores = hlv_alloc(tokenizer->ctx, count * sizeof *model->scores);
-    hlv_status status = model->scores ? hlv_trie_create(tokenizer->ctx, &model->trie) : HLV_ERROR_MEMORY;
+    hlv_status status = model->scores ? hlv_trie_create(tokenizer->ctx, &model->trie, count) : HLV_ERROR_MEMORY;
     for (size_t i = 0; i < count && status == HLV_OK; i++)
         status = read_piece(tokenizer, json_array_get(vocab, i), (int32_t)i);
     return status;
@@ -304,8 +304,8 @@ static hlv_status read_added(hlv_tokenizer *tokenizer, const json_t *entry) {
 }
 
 static hlv_status read_all_added(hlv_tokenizer *tokenizer, const json_t *list) {
-    hlv_status status = hlv_trie_create(tokenizer->ctx, &tokenizer->raw);
-    if (status == HLV_OK) status = hlv_trie_create(tokenizer->ctx, &tokenizer->normalized);
+    hlv_status status = hlv_trie_create(tokenizer->ctx, &tokenizer->raw, 0);
+    if (status == HLV_OK) status = hlv_trie_create(tokenizer->ctx, &tokenizer->normalized, 0);
     if (status != HLV_OK || !list || json_is_null(list)) return status;
     if (!json_is_array(list)) return malformed(tokenizer, "added_tokens", "a list");
     size_t count = json_array_size(list);

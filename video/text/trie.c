@@ -28,9 +28,9 @@ static void put(hlv_trie *trie, uint64_t slot) {
     trie->slots[i] = slot;
 }
 
-/* Room for `nodes` nodes, at most half of the slots in use. */
+/* Room for `nodes` nodes, a power of two; at most half of the slots are then in use. */
 static hlv_status reserve(hlv_context *ctx, hlv_trie *trie, size_t nodes) {
-    hlv_trie larger = {.slot_count = 4 * nodes, .node_count = trie->node_count, .node_capacity = 2 * nodes};
+    hlv_trie larger = {.slot_count = 2 * nodes, .node_count = trie->node_count, .node_capacity = nodes};
     larger.slots = hlv_alloc(ctx, larger.slot_count * sizeof *larger.slots);
     larger.values = hlv_alloc(ctx, larger.node_capacity * sizeof *larger.values);
     if (!larger.slots || !larger.values) {
@@ -46,9 +46,12 @@ static hlv_status reserve(hlv_context *ctx, hlv_trie *trie, size_t nodes) {
     return HLV_OK;
 }
 
-hlv_status hlv_trie_create(hlv_context *ctx, hlv_trie *trie) {
+hlv_status hlv_trie_create(hlv_context *ctx, hlv_trie *trie, size_t keys) {
     *trie = (hlv_trie){0};
-    hlv_status status = reserve(ctx, trie, 128);
+    size_t nodes = 128;
+    while (nodes / 4 < keys && nodes < NODE_LIMIT)
+        nodes *= 2;
+    hlv_status status = reserve(ctx, trie, nodes);
     if (status != HLV_OK) return status;
     trie->node_count = 1;
     trie->values[0] = -1;
@@ -71,7 +74,7 @@ hlv_status hlv_trie_insert(hlv_context *ctx, hlv_trie *trie, const char *key, si
                 return hlv_fail(ctx, HLV_ERROR_UNSUPPORTED,
                                 "a vocabulary whose trie has more than %zu nodes is too large", NODE_LIMIT);
             if (trie->node_count == trie->node_capacity) {
-                hlv_status status = reserve(ctx, trie, trie->node_capacity);
+                hlv_status status = reserve(ctx, trie, 2 * trie->node_capacity);
                 if (status != HLV_OK) return status;
             }
             next = (uint32_t)trie->node_count++;

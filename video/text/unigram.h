@@ -16,7 +16,8 @@ typedef struct hlv_trie {
 
 #define HLV_LONGEST_PIECE 512 /* bytes: bounds the walk from each place of a text */
 
-hlv_status hlv_trie_create(hlv_context *ctx, hlv_trie *trie);
+/* keys: about how many strings will be inserted; a hint. */
+hlv_status hlv_trie_create(hlv_context *ctx, hlv_trie *trie, size_t keys);
 void hlv_trie_free(hlv_context *ctx, hlv_trie *trie);
 /* Gives key the value; *before is the value it had, or -1. key has 1 to HLV_LONGEST_PIECE bytes. */
 hlv_status hlv_trie_insert(hlv_context *ctx, hlv_trie *trie, const char *key, size_t length, int32_t value,
