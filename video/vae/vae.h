@@ -13,13 +13,13 @@ const hlv_vae_config *hlv_vae_get_config(const hlv_vae *vae);
 int hlv_vae_spatial_scale(const hlv_vae *vae);  /* pixels a latent: 8 for Wan */
 int hlv_vae_temporal_scale(const hlv_vae *vae); /* frames a latent after the first: 4 for Wan */
 
-/* frames [count, height, width, 3] in [-1, 1], channels last, first is the index of the first of them in the clip. Return
- * a status other than HLV_OK to stop. */
+/* frames [count, height, width, 3] in [-1, 1], channels last, first is the index of the first of them in the clip.
+ * Return a status other than HLV_OK to stop. */
 typedef hlv_status (*hlv_frames_fn)(void *user, const float *frames, int64_t first, int64_t count, int64_t height,
                                     int64_t width);
 
-/* latents [C, F, Y, X] as the sampler holds them (normalised: mean and std are undone here). One latent frame at a time, each
- * handed on as soon as it is decoded: memory does not grow with F. */
+/* latents [C, F, Y, X] as the sampler holds them (normalised: mean and std are undone here). One latent frame at a
+ * time, each handed on as soon as it is decoded: memory does not grow with F. */
 hlv_status hlv_vae_decode(const hlv_vae *vae, const float *latents, int64_t F, int64_t Y, int64_t X, hlv_frames_fn sink,
                           void *user);
 
