@@ -41,9 +41,10 @@ static int64_t arguments(float *u) {
         u[count++] = edges[i];
     for (int i = -2000; i <= 2000; i++)
         u[count++] = (float)i * 0.0511f;
-    for (float magnitude = 1e-30f; magnitude < 1e4f; magnitude *= 1.37f) {
-        u[count++] = magnitude;
-        u[count++] = -magnitude;
+    for (int i = 0; i < 252; i++) {
+        u[count++] = 1e-30f * powf(1.37f, (float)i);
+        u[count] = -u[count - 1];
+        count++;
     }
     return count;
 }

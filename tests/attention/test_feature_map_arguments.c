@@ -77,7 +77,7 @@ SPOIL(bias_is_out, e->weights->bias = e->out->data)
 SPOIL(hidden_weight_is_out, e->weights->hidden_weight = e->out->data)
 SPOIL(hidden_bias_is_out, e->weights->hidden_bias = e->out->data)
 SPOIL(nan_in_x, set(e->x, 1, 4, 2, 3, NAN))
-SPOIL(nan_in_weight, e->weight[3 * 6 * 4 - 1] = NAN)
+SPOIL(nan_in_weight, e->weight[71] = NAN)
 SPOIL(infinite_bias, e->bias[7] = INFINITY)
 SPOIL(nan_in_hidden_weight, e->hidden_weight[16] = NAN)
 SPOIL(nan_in_hidden_bias, e->hidden_bias[5] = NAN)
@@ -131,8 +131,9 @@ static void test_bad_arguments(void **state) {
         problem.batch = 2, problem.tokens = 5, problem.heads = 3, problem.dim = 4, problem.rank = 6;
         array x = array_random(LAYOUT_BTHD, HLA_F32, 2, 5, 3, 4, 1, &seed);
         array out = array_poisoned(LAYOUT_BTHD, HLA_F32, 2, 5, 3, 6);
-        float *weight = floats_random(3 * 6 * 4, 1, &seed), *bias = floats_random(3 * 6, 1, &seed);
-        float *hidden_weight = floats_random(3 * 4 * 4, 1, &seed), *hidden_bias = floats_random(3 * 4, 1, &seed);
+        /* [3,6,4], [3,6], [3,4,4], [3,4] */
+        float *weight = floats_random(72, 1, &seed), *bias = floats_random(18, 1, &seed);
+        float *hidden_weight = floats_random(48, 1, &seed), *hidden_bias = floats_random(12, 1, &seed);
         hla_feature_map_weights weights = {weight, bias, hidden_weight, hidden_bias};
         execution e = {&problem, &out.view, &x.view, &weights, weight, bias, hidden_weight, hidden_bias};
         bool last = i == CASES; /* nothing spoiled: must work */

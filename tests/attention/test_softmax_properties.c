@@ -78,7 +78,8 @@ static void test_a_shift_of_all_scores_cancels(void **state) {
     float bias[270];
     FOR_EACH_KERNEL(info) {
         double *plain = attend(info.name, &in, NULL, NULL, 0);
-        for (float shift = -50; shift <= 50; shift += 25) {
+        for (int step = -2; step <= 2; step++) {
+            float shift = 25 * (float)step;
             for (int j = 0; j < 270; j++)
                 bias[j] = shift;
             double *shifted = attend(info.name, &in, NULL, bias, 0);

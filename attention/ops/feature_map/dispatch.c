@@ -22,7 +22,9 @@ bool hla_feature_map_kernel(int i, hla_feature_map_kernel_info *info) {
     return true;
 }
 
-static hla_status choose_kernel(hla_context *context, const char *forced, const hla_feature_map_entry **entry) {
+/* The entry forced by name or environment, else the fastest that runs here; NULL, with *status and the sentence, if
+ * that cannot be. */
+static const hla_feature_map_entry *choose_kernel(hla_context *context, const char *forced, hla_status *status) {
     const char *origin = "problem.kernel";
     if (!forced) {
         forced = getenv("HLA_FEATURE_MAP_KERNEL");
@@ -31,17 +33,16 @@ static hla_status choose_kernel(hla_context *context, const char *forced, const 
     }
     for (int i = TABLE_SIZE - 1; i >= 0; i--) {
         if (forced && strcmp(forced, table[i].name) != 0) continue;
-        if (hla_isa_runs(table[i].isa)) {
-            *entry = &table[i];
-            return HLA_OK;
-        }
+        if (hla_isa_runs(table[i].isa)) return &table[i];
         if (forced) {
-            return hla_fail(context, HLA_ERROR_UNSUPPORTED, "%s is \"%s\", which needs %s; this machine lacks it",
-                            origin, forced, hla_isa_needs(table[i].isa));
+            *status = hla_fail(context, HLA_ERROR_UNSUPPORTED, "%s is \"%s\", which needs %s; this machine lacks it",
+                               origin, forced, hla_isa_needs(table[i].isa));
+            return NULL;
         }
     }
-    return hla_fail(context, HLA_ERROR_ARGUMENT, "%s is \"%s\", which is no kernel of the feature maps", origin,
-                    forced ? forced : "");
+    *status = hla_fail(context, HLA_ERROR_ARGUMENT, "%s is \"%s\", which is no kernel of the feature maps", origin,
+                       forced ? forced : "");
+    return NULL;
 }
 
 void hla_feature_map_problem_init(hla_feature_map_problem *problem) {
@@ -131,10 +132,11 @@ static hla_status check_tensors(hla_context *context, const hla_feature_map_prob
 hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_problem *problem, const hla_tensor *out,
                                    const hla_tensor *x, const hla_feature_map_weights *weights) {
     if (!context) return HLA_ERROR_ARGUMENT;
-    const hla_feature_map_entry *entry = NULL;
     hla_status status = check_problem(context, problem);
-    if (status == HLA_OK) status = choose_kernel(context, problem->kernel, &entry);
-    if (status == HLA_OK) status = check_tensors(context, problem, out, x);
+    if (status != HLA_OK) return status;
+    const hla_feature_map_entry *entry = choose_kernel(context, problem->kernel, &status);
+    if (!entry) return status;
+    status = check_tensors(context, problem, out, x);
     if (status == HLA_OK) status = check_weights(context, problem, out, weights);
     if (status != HLA_OK) return status;
     int threads = hla_context_threads(context);

@@ -32,7 +32,9 @@ bool hla_softmax_kernel(int i, hla_softmax_kernel_info *info) {
     return true;
 }
 
-static hla_status choose_kernel(hla_context *context, const char *forced, const hla_softmax_entry **entry) {
+/* The entry forced by name or environment, else the fastest that runs here; NULL, with *status and the sentence, if
+ * that cannot be. */
+static const hla_softmax_entry *choose_kernel(hla_context *context, const char *forced, hla_status *status) {
     const char *origin = "problem.kernel";
     if (!forced) {
         forced = getenv("HLA_SOFTMAX_KERNEL");
@@ -41,17 +43,16 @@ static hla_status choose_kernel(hla_context *context, const char *forced, const 
     }
     for (int i = TABLE_SIZE - 1; i >= 0; i--) {
         if (forced && strcmp(forced, table[i].name) != 0) continue;
-        if (hla_isa_runs(table[i].isa)) {
-            *entry = &table[i];
-            return HLA_OK;
-        }
+        if (hla_isa_runs(table[i].isa)) return &table[i];
         if (forced) {
-            return hla_fail(context, HLA_ERROR_UNSUPPORTED, "%s is \"%s\", which needs %s; this machine lacks it",
-                            origin, forced, hla_isa_needs(table[i].isa));
+            *status = hla_fail(context, HLA_ERROR_UNSUPPORTED, "%s is \"%s\", which needs %s; this machine lacks it",
+                               origin, forced, hla_isa_needs(table[i].isa));
+            return NULL;
         }
     }
-    return hla_fail(context, HLA_ERROR_ARGUMENT, "%s is \"%s\", which is no kernel of softmax attention", origin,
-                    forced ? forced : "");
+    *status = hla_fail(context, HLA_ERROR_ARGUMENT, "%s is \"%s\", which is no kernel of softmax attention", origin,
+                       forced ? forced : "");
+    return NULL;
 }
 
 void hla_softmax_problem_init(hla_softmax_problem *problem) {
@@ -96,10 +97,10 @@ hla_status hla_softmax_plan_create(hla_context *context, const hla_softmax_probl
     if (!plan) return hla_fail(context, HLA_ERROR_ARGUMENT, "plan is NULL");
     *plan = NULL;
     if (!context) return HLA_ERROR_ARGUMENT;
-    const hla_softmax_entry *entry = NULL;
     hla_status status = check_problem(context, problem);
-    if (status == HLA_OK) status = choose_kernel(context, problem->kernel, &entry);
     if (status != HLA_OK) return status;
+    const hla_softmax_entry *entry = choose_kernel(context, problem->kernel, &status);
+    if (!entry) return status;
     int threads = hla_context_threads(context);
     hla_arena arena = {0};
     entry->workspace(problem, threads, &arena);
