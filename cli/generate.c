@@ -94,6 +94,11 @@ static hlv_status check_files(hlv_context *ctx, const generate_settings *setting
     return status;
 }
 
+/* null where the latents decided. */
+static void json_size(json_writer *out, const char *key, int size) {
+    json_number(out, key, size > 0 ? (double)size : (double)NAN);
+}
+
 static void report_json(const generate_settings *settings, const hlv_generate_options *options, const char *model,
                         const hlv_generate_result *result, int threads) {
     const struct {
@@ -115,9 +120,9 @@ static void report_json(const generate_settings *settings, const hlv_generate_op
     json_text(&out, "adapter", settings->model.adapter);
     json_text(&out, "attention", attention_names[settings->model.attention]);
     json_text(&out, "dtype", dtype_names[settings->model.dtype]);
-    json_whole(&out, "width", options->width);
-    json_whole(&out, "height", options->height);
-    json_whole(&out, "frames", options->frames);
+    json_size(&out, "width", options->width);
+    json_size(&out, "height", options->height);
+    json_size(&out, "frames", options->frames);
     json_number(&out, "fps", options->fps);
     json_whole(&out, "steps", options->steps);
     json_number(&out, "guidance", options->guidance);
@@ -161,6 +166,12 @@ static void say_how_to_go_on(const generate_settings *settings, time_t start) {
                 "--latents F; the same seed starts the same clip again.\n");
 }
 
+/* A size of 0 asks for the latents' own; one that was given is checked against them. */
+static void take_sizes_from_latents(hlv_generate_options *options, const clip_settings *clip) {
+    if (clip->size[0] == 0) options->width = options->height = 0;
+    if (clip->frames == 0) options->frames = 0;
+}
+
 static hlv_status generate(cli_session *session, const generate_settings *settings, const char *prompt) {
     hlv_model *model = NULL;
     char *directory = NULL;
@@ -170,6 +181,7 @@ static hlv_status generate(cli_session *session, const generate_settings *settin
         hlv_generate_options options;
         hlv_generate_result result = {0};
         clip_options(&options, model, &settings->clip);
+        if (settings->latents != NULL) take_sizes_from_latents(&options, &settings->clip);
         options.prompt = prompt;
         options.output = settings->output;
         options.save_latents = settings->save_latents;

@@ -30,7 +30,7 @@ static void install_signals(void) {
     sigemptyset(&ignore.sa_mask);
     for (size_t i = 0; i < sizeof asking / sizeof asking[0]; i++) {
         struct sigaction old;
-        if (sigaction(asking[i], NULL, &old) == 0 && (asking[i] != SIGHUP || old.sa_handler != SIG_IGN)) /* nohup */
+        if (sigaction(asking[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN) /* nohup, or a shell's background */
             sigaction(asking[i], &ask, NULL);
     }
     sigaction(SIGPIPE, &ignore, NULL);
