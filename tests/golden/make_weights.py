@@ -13,7 +13,9 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
 from safetensors.torch import save_file
-from transformers import UMT5Config
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import UMT5Config, UMT5EncoderModel
 
 OUT = pathlib.Path(__file__).parent / "weights"
 
@@ -55,7 +57,7 @@ def transformer():
                                   out_channels=4, text_dim=16, freq_dim=32, ffn_dim=48, num_layers=2)
     state = model.state_dict()
     manifest(OUT / "transformer.txt", state)
-    model.save_pretrained(OUT / "transformer_f32", max_shard_size="24KB")
+    model.save_pretrained(OUT / "transformer", max_shard_size="24KB")
     model.to(torch.bfloat16).save_pretrained(OUT / "transformer_bf16")
     manifest(OUT / "transformer_bf16.txt", model.state_dict())
 
@@ -130,10 +132,11 @@ def names():
 
 
 def configs():
-    vae = AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 2, 3], temperal_downsample=[True, False],
+    vae = AutoencoderKLWan(base_dim=2, z_dim=4, dim_mult=[1, 2, 3], temperal_downsample=[True, False],
                            latents_mean=[0.5, -1, 0, 0.25], latents_std=[1, 2, 0.5, 3.5])
-    vae.save_config(OUT / "vae")
-    UMT5Config(vocab_size=64, d_model=24, d_kv=8, d_ff=40, num_layers=3, num_heads=3).save_pretrained(OUT / "text_encoder")
+    vae.save_pretrained(OUT / "vae")
+    text = UMT5Config(vocab_size=64, d_model=24, d_kv=8, d_ff=40, num_layers=3, num_heads=3)
+    UMT5EncoderModel(text).save_pretrained(OUT / "text_encoder")
     UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0).save_config(
         OUT / "scheduler")
     index = {"_class_name": "WanPipeline", "_diffusers_version": "0.33.0.dev0",
@@ -143,6 +146,35 @@ def configs():
     (OUT / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def operations(call):
+    """Floating point operations of products, convolutions and attention, as PyTorch counts them."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        call()
+    return counter.get_total_flops()
+
+
+def costs():
+    """Tensors and parameters of the published sizes; operations of the small ones, for a clip of 32x48 and 9 frames."""
+    with torch.device("meta"):
+        wan = WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+        vae = AutoencoderKLWan()
+        umt5 = UMT5EncoderModel(UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24,
+                                           num_heads=64))
+    lines = []
+    for name, model in [("transformer", wan), ("vae", vae), ("text_encoder", umt5)]:
+        parameters = dict(model.named_parameters())  # without tied duplicates
+        lines.append(f"{name} {len(parameters)} {sum(p.numel() for p in parameters.values())}")
+    transformer = WanTransformer3DModel.from_pretrained(OUT / "transformer")
+    text = UMT5EncoderModel.from_pretrained(OUT / "text_encoder")
+    small_vae = AutoencoderKLWan.from_pretrained(OUT / "vae")
+    latents = torch.zeros(1, 4, 5, 8, 12)
+    prompt = torch.zeros(1, 512, 16)
+    lines.append(f"forward {operations(lambda: transformer(latents, torch.tensor([500]), prompt))}")
+    lines.append(f"encode {operations(lambda: text(torch.zeros(1, 512, dtype=torch.long)))}")
+    lines.append(f"decode {operations(lambda: small_vae.decode(latents))}")
+    (OUT / "costs.txt").write_text("\n".join(lines) + "\n")
+
+
 def main():
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
@@ -150,6 +182,7 @@ def main():
     transformer()
     names()
     configs()
+    costs()
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ static void check_manifest(const fixture *f, const hlv_weights *weights, const c
 
 static void diffusers_checkpoints_are_read(void **state) {
     const fixture *f = *state;
-    hlv_weights *shards = open_golden(f, "transformer_f32"); /* an index and four files */
+    hlv_weights *shards = open_golden(f, "transformer"); /* an index and four files */
     check_manifest(f, shards, GOLDEN "transformer.txt");
     int64_t bytes = 0;
     assert_int_equal(hlv_weights_files(shards, &bytes), 4);
@@ -211,7 +211,7 @@ static void running_out_of_memory_is_survived(void **state) {
     int refused = 0;
     for (int64_t limit = 64;; limit += 192) {
         assert_int_equal(hlv_context_set_memory_limit(f->ctx, limit), HLV_OK);
-        hlv_status status = hlv_weights_open(f->ctx, GOLDEN "transformer_f32", &weights);
+        hlv_status status = hlv_weights_open(f->ctx, GOLDEN "transformer", &weights);
         if (status == HLV_OK) break;
         refused++;
         assert_null(weights);
