@@ -16,6 +16,7 @@ import unicodedata
 import ftfy
 import sentencepiece
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 from transformers.utils import logging
@@ -245,6 +246,57 @@ def make_tokenizers(texts):
     return ids
 
 
+ENCODERS = {
+    "sharded": dict(d_model=32, d_kv=8, num_heads=4, d_ff=64, num_layers=2, vocab_size=300,
+                    relative_attention_num_buckets=32, relative_attention_max_distance=128),
+    "wide_heads": dict(d_model=24, d_kv=12, num_heads=3, d_ff=40, num_layers=3, vocab_size=211,
+                       relative_attention_num_buckets=16, relative_attention_max_distance=40),
+    "bf16": dict(d_model=40, d_kv=4, num_heads=5, d_ff=72, num_layers=1, vocab_size=97,
+                 relative_attention_num_buckets=8, relative_attention_max_distance=20),
+    "f16_renamed": dict(d_model=48, d_kv=16, num_heads=4, d_ff=64, num_layers=2, vocab_size=150,
+                        relative_attention_num_buckets=32, relative_attention_max_distance=200),
+}
+LENGTHS = (1, 7, 40, 200)
+
+
+def make_encoders():
+    """UMT5 encoders of random weights, saved by save_pretrained, and their outputs as the pipeline computes them."""
+    all_ids = {}
+    for seed, (name, sizes) in enumerate(ENCODERS.items()):
+        torch.manual_seed(seed)
+        config = UMT5Config(**sizes, feed_forward_proj="gated-gelu", dropout_rate=0.0)
+        model = UMT5EncoderModel(config).eval()
+        with torch.no_grad():
+            for key, value in model.named_parameters():
+                if "layer_norm" in key:
+                    value.copy_(1 + 0.2 * torch.randn_like(value))
+                elif "bias" in key or "shared" in key or "embed" in key:
+                    value.copy_(torch.randn_like(value))
+                else:
+                    value.copy_(torch.randn_like(value) * value.shape[1] ** -0.5)
+        folder = os.path.join(ROOT, "encoder_" + name)
+        shutil.rmtree(folder, ignore_errors=True)
+        dtype = {"bf16": torch.bfloat16, "f16_renamed": torch.float16}.get(name, torch.float32)
+        model.to(dtype).save_pretrained(folder, max_shard_size="40KB" if name == "sharded" else "1GB")
+        if name == "f16_renamed":
+            path = os.path.join(folder, "model.safetensors")
+            tensors = load_file(path)
+            tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
+            save_file(tensors, path, metadata={"format": "pt"})
+        model = model.to(torch.float32)
+        model.config._attn_implementation = "eager"
+        outputs, all_ids[name] = {}, {}
+        for length in LENGTHS:
+            ids = torch.randint(0, sizes["vocab_size"], (1, length))
+            padded = torch.cat([ids, torch.zeros(1, 9, dtype=torch.long)], dim=1)
+            mask = (torch.arange(length + 9) < length).long()[None]
+            with torch.no_grad():
+                outputs[f"out_{length}"] = model(padded, mask).last_hidden_state[0, :length].contiguous()
+            all_ids[name][str(length)] = ids[0].tolist()
+        save_file(outputs, os.path.join(ROOT, f"encoder_{name}.safetensors"))
+    write_json("encoder_ids.json", all_ids)
+
+
 def write_json(name, value):
     with open(os.path.join(ROOT, name), "w", encoding="utf-8") as file:
         json.dump(value, file, ensure_ascii=True, separators=(",", ":"))
@@ -252,6 +304,7 @@ def write_json(name, value):
 
 def main():
     os.makedirs(ROOT, exist_ok=True)
+    make_encoders()
     if "encoder" not in sys.argv[1:]:
         texts = list(dict.fromkeys(strings() + MOJIBAKE))
         for text in texts:
