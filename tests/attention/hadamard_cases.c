@@ -188,34 +188,52 @@ void hadamard_free(hadamard_data *data) {
 
 /* ---- the answer: (prod_p score matrices), rows normalised, times V, written out ---- */
 
-/* One row of the formula, in double and, operation by operation the same, in float. sums: V numbers each. */
-static void answer_row(const hadamard_data *data, int64_t b, int64_t h, int64_t i, double *sums, float *naive) {
-    const hla_hadamard_problem *problem = &data->problem;
-    int64_t keys = data->key_lengths ? data->key_lengths[b] : problem->keys, columns = problem->value_dim;
+/* Tokens 0 ... tokens - 1 of one head, [tokens][X]. */
+static float *copy_head(const hla_tensor *tensor, int64_t b, int64_t h, int64_t tokens) {
+    int64_t columns = tensor->shape[3];
+    float *rows = calloc((size_t)(tokens * columns + 1), sizeof *rows);
+    if (!rows) abort();
+    for (int64_t t = 0; t < tokens; t++) {
+        for (int64_t x = 0; x < columns; x++)
+            rows[t * columns + x] = (float)get(tensor, b, t, h, x);
+    }
+    return rows;
+}
+
+/* The inputs of one head as dense arrays. */
+typedef struct head_inputs {
+    float *q[HLA_MAX_FACTORS], *k[HLA_MAX_FACTORS], *v;
+    int64_t keys;
+} head_inputs;
+
+/* One row of the formula, in double and, operation by operation the same, in float. sums, naive: V numbers each. */
+static void answer_row(const hla_hadamard_problem *problem, const head_inputs *head, int64_t i, double *sums,
+                       float *naive) {
+    int64_t columns = problem->value_dim;
     double denominator = (double)problem->epsilon, scale = (double)problem->scale;
     float naive_denominator = 0;
     for (int64_t x = 0; x < columns; x++)
         sums[x] = 0, naive[x] = 0;
-    for (int64_t j = 0; j < keys; j++) {
+    for (int64_t j = 0; j < head->keys; j++) {
         double weight = 1;
         float naive_weight = 1;
         for (int p = 0; p < problem->factors; p++) {
+            const float *a = head->q[p] + i * problem->rank[p], *c = head->k[p] + j * problem->rank[p];
             double dot = 0;
             float naive_dot = 0;
             for (int64_t r = 0; r < problem->rank[p]; r++) {
-                double a = get(&data->q[p].view, b, i, h, r), c = get(&data->k[p].view, b, j, h, r);
-                dot += a * c;
-                naive_dot += (float)a * (float)c;
+                dot += (double)a[r] * (double)c[r];
+                naive_dot += a[r] * c[r];
             }
             weight *= dot;
             naive_weight *= naive_dot;
         }
         denominator += weight;
         naive_denominator += naive_weight;
+        const float *value = head->v + j * columns;
         for (int64_t x = 0; x < columns; x++) {
-            double value = get(&data->v.view, b, j, h, x);
-            sums[x] += weight * value;
-            naive[x] += naive_weight * (float)value;
+            sums[x] += weight * (double)value[x];
+            naive[x] += naive_weight * value[x];
         }
     }
     naive_denominator += problem->epsilon;
@@ -234,26 +252,44 @@ static double round_to(hla_dtype dtype, float value) {
     return (double)rounded;
 }
 
-void hadamard_answer(hadamard_data *data) {
+/* Fills expected for one head; adds squares of the naive error and of the answer to norms[2]. */
+static void answer_head(hadamard_data *data, const head_inputs *head, int64_t b, int64_t h, double norms[2]) {
     const hla_hadamard_problem *problem = &data->problem;
     int64_t columns = problem->value_dim;
     float *naive = calloc((size_t)columns, sizeof *naive);
     if (!naive) abort();
-    double difference = 0, norm = 0, *row = data->expected;
-    for (int64_t b = 0; b < problem->batch; b++) {
-        for (int64_t i = 0; i < problem->queries; i++) {
-            for (int64_t h = 0; h < problem->heads; h++, row += columns) {
-                answer_row(data, b, h, i, row, naive);
-                for (int64_t x = 0; x < columns; x++) {
-                    double error = round_to(problem->dtype, naive[x]) - row[x];
-                    difference += error * error;
-                    norm += row[x] * row[x];
-                }
-            }
+    for (int64_t i = 0; i < problem->queries; i++) {
+        double *row = data->expected + ((b * problem->queries + i) * problem->heads + h) * columns;
+        answer_row(problem, head, i, row, naive);
+        for (int64_t x = 0; x < columns; x++) {
+            double error = round_to(problem->dtype, naive[x]) - row[x];
+            norms[0] += error * error;
+            norms[1] += row[x] * row[x];
         }
     }
-    data->naive_error = norm > 0 ? sqrt(difference / norm) : 0;
     free(naive);
+}
+
+void hadamard_answer(hadamard_data *data) {
+    const hla_hadamard_problem *problem = &data->problem;
+    double norms[2] = {0, 0};
+    for (int64_t b = 0; b < problem->batch; b++) {
+        for (int64_t h = 0; h < problem->heads; h++) {
+            head_inputs head = {.keys = data->key_lengths ? data->key_lengths[b] : problem->keys};
+            for (int p = 0; p < problem->factors; p++) {
+                head.q[p] = copy_head(&data->q[p].view, b, h, problem->queries);
+                head.k[p] = copy_head(&data->k[p].view, b, h, head.keys);
+            }
+            head.v = copy_head(&data->v.view, b, h, head.keys);
+            answer_head(data, &head, b, h, norms);
+            for (int p = 0; p < problem->factors; p++) {
+                free(head.q[p]);
+                free(head.k[p]);
+            }
+            free(head.v);
+        }
+    }
+    data->naive_error = norms[1] > 0 ? sqrt(norms[0] / norms[1]) : 0;
 }
 
 hla_status hadamard_run(hla_context *context, hadamard_data *data, const char *kernel) {

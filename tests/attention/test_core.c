@@ -38,6 +38,7 @@ static void test_context(void **unused) {
     assert_int_equal(hla_fail(first, HLA_ERROR_MEMORY, "%s %d", "answer", 42), HLA_ERROR_MEMORY);
     assert_string_equal(hla_context_error(first), "answer 42");
     assert_string_equal(hla_context_error(second), ""); /* contexts share nothing */
+    hla_context_free(second);
     options.threads = -1;
     assert_int_equal(hla_context_create(&second, &options), HLA_ERROR_ARGUMENT);
     assert_null(second);
