@@ -28,6 +28,12 @@ HLA_INLINE int64_t panel_count(int64_t columns) {
     return (columns + HLA_TILE_COLUMNS - 1) / HLA_TILE_COLUMNS;
 }
 
+/* Threads worth starting for so many units of work in the larger of two loops. */
+HLA_INLINE int team_size(int threads, int64_t first_units, int64_t second_units) {
+    int64_t units = first_units > second_units ? first_units : second_units;
+    return (int)smaller(threads, units > 0 ? units : 1);
+}
+
 /* How many vectors of the last panel hold columns: the right half may be empty. */
 HLA_INLINE int panel_vectors(int64_t panel, int64_t columns) {
     return columns - panel * HLA_TILE_COLUMNS > HLA_VECTOR_WIDTH ? 2 : 1;
