@@ -134,6 +134,18 @@ static void callbacks_are_called(void **state) {
     assert_true(hlv_cancelled(f->ctx));
 }
 
+/* The example that opens hlv/context.h. */
+static void header_example_works(void **state) {
+    (void)state;
+    hlv_context *ctx = NULL;
+    assert_int_equal(hlv_context_create(&ctx), HLV_OK);
+    assert_int_equal(hlv_context_set_threads(ctx, 2), HLV_OK);
+    assert_string_equal(hlv_context_error(ctx), "");
+    hlv_context_free(ctx);
+    hlv_context_free(NULL);
+    assert_int_equal(hlv_context_create(NULL), HLV_ERROR_ARGUMENT);
+}
+
 static void statuses_have_names(void **state) {
     (void)state;
     for (int i = 0; i <= HLV_ERROR_CANCELLED; i++)
@@ -154,10 +166,15 @@ static void failures_of_libhla_are_carried_over(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        CASE(memory_is_counted_and_aligned), CASE(memory_limit_is_kept),
-        CASE(absurd_sizes_are_refused),      CASE(sentences_may_quote_the_last_one),
-        CASE(threads_are_checked),           CASE(callbacks_are_called),
-        CASE(statuses_have_names),           CASE(failures_of_libhla_are_carried_over),
+        CASE(memory_is_counted_and_aligned),
+        CASE(memory_limit_is_kept),
+        CASE(absurd_sizes_are_refused),
+        CASE(sentences_may_quote_the_last_one),
+        CASE(threads_are_checked),
+        CASE(callbacks_are_called),
+        CASE(header_example_works),
+        CASE(statuses_have_names),
+        CASE(failures_of_libhla_are_carried_over),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

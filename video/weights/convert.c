@@ -19,19 +19,23 @@ static float half_to_float(uint16_t half) {
     return sign ? -magnitude : magnitude;
 }
 
+/* The elements of 16 bits at `bytes`, which need not be aligned. */
+static uint16_t element(const uint8_t *bytes, int64_t i) {
+    uint16_t bits;
+    memcpy(&bits, bytes + 2 * i, sizeof bits);
+    return bits;
+}
+
 void hlv_weight_to_f32(const hlv_weight *weight, float *out) {
     const uint8_t *bytes = weight->data;
     int64_t count = weight->count;
-    if (weight->dtype == HLA_F32) {
-        if (count) memcpy(out, bytes, (size_t)count * sizeof *out);
-        return;
-    }
-    bool brain = weight->dtype == HLA_BF16;
-    for (int64_t i = 0; i < count; i++) {
-        uint16_t element;
-        memcpy(&element, bytes + 2 * i, sizeof element);
-        out[i] = brain ? bits_to_float((uint32_t)element << 16) : half_to_float(element);
-    }
+    if (weight->dtype == HLA_F32 && count) memcpy(out, bytes, (size_t)count * sizeof *out);
+    if (weight->dtype == HLA_BF16)
+        for (int64_t i = 0; i < count; i++)
+            out[i] = bits_to_float((uint32_t)element(bytes, i) << 16);
+    if (weight->dtype == HLA_F16)
+        for (int64_t i = 0; i < count; i++)
+            out[i] = half_to_float(element(bytes, i));
 }
 
 float *hlv_weight_load_f32(hlv_context *ctx, const hlv_weight *weight) {

@@ -105,8 +105,9 @@ static void encoder(const hlv_vae_config *config, walk *w) {
     }
     middle(w, channels);
     tensor(w, channels);
-    convolution(w, channels, 2 * config->z_dim, 3, 27, w->frames);
-    convolution(w, 2 * config->z_dim, 2 * config->z_dim, 1, 1, w->frames); /* quant_conv */
+    int64_t moments = 2 * (int64_t)config->z_dim;
+    convolution(w, channels, moments, 3, 27, w->frames);
+    convolution(w, moments, moments, 1, 1, w->frames); /* quant_conv */
 }
 
 static walk decode(const hlv_vae_config *config, const hlv_clip *clip) {

@@ -60,7 +60,7 @@ const hlv_weight *hlv_loader_get(hlv_loader *loader, int ndim, const int64_t *sh
     if (vsnprintf(full, sizeof full, name, arguments) < 0) full[0] = '\0';
     va_end(arguments);
 
-    char item[MAX_NAME + 400], wanted[160], found[160];
+    char item[MAX_NAME + 400];
     const hlv_weight *weight = find(loader, full);
     if (!weight) {
         snprintf(item, sizeof item, "'%.150s'", full);
@@ -73,6 +73,7 @@ const hlv_weight *hlv_loader_get(hlv_loader *loader, int ndim, const int64_t *sh
         return NULL;
     }
     if (!shape_fits(weight, ndim, shape)) {
+        char wanted[160], found[160];
         hlv_shape_text(wanted, sizeof wanted, ndim, shape);
         hlv_shape_text(found, sizeof found, weight->ndim, weight->shape);
         snprintf(item, sizeof item, "'%.150s' has shape %s instead of %s", full, found, wanted);

@@ -84,6 +84,10 @@ static bool substitute(char *text, size_t size, const char *to, const char *numb
     return written >= 0 && (size_t)written < size;
 }
 
+static bool begins(const char *text, const char *beginning) {
+    return strncmp(text, beginning, strlen(beginning)) == 0;
+}
+
 static bool apply(const rule *rules, const char *name, char *renamed, size_t size) {
     for (const rule *r = rules; r->from; r++) {
         const char *at = name, *number = "";
@@ -97,9 +101,8 @@ static bool apply(const rule *rules, const char *name, char *renamed, size_t siz
             while (isdigit((unsigned char)*at))
                 at++;
             digits = (int)(at - number);
-            size_t tail = strlen(star + 1);
-            if (digits == 0 || digits > 9 || strncmp(at, star + 1, tail) != 0) continue;
-            at += tail;
+            if (digits == 0 || digits > 9 || !begins(at, star + 1)) continue;
+            at += strlen(star + 1);
         }
         return substitute(renamed, size, r->to, number, digits, at);
     }
@@ -110,7 +113,7 @@ static bool apply(const rule *rules, const char *name, char *renamed, size_t siz
 static bool place_upsample(const char *name, char *renamed, size_t size) {
     static const char head[] = "decoder.upsamples.";
     const char *number = name + sizeof head - 1;
-    if (strncmp(name, head, sizeof head - 1) != 0 || !isdigit((unsigned char)*number)) return false;
+    if (!begins(name, head) || !isdigit((unsigned char)*number)) return false;
     char *rest;
     unsigned long k = strtoul(number, &rest, 10);
     if (*rest != '.' || k > 1000) return false;
@@ -134,7 +137,7 @@ static bool rename_vae(const char *name, char *renamed, size_t size) {
 }
 
 static const char *after_prefix(const char *name) {
-    return strncmp(name, PREFIX, sizeof PREFIX - 1) == 0 ? name + sizeof PREFIX - 1 : name;
+    return begins(name, PREFIX) ? name + sizeof PREFIX - 1 : name;
 }
 
 hlv_name_style hlv_names_detect(const char *name) {

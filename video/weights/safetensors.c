@@ -201,7 +201,7 @@ static hlv_status read_tensors(hlv_safetensors *file, const uint8_t *data, int64
 
 static hlv_status read_header(hlv_safetensors *file) {
     hlv_context *ctx = file->ctx;
-    if (file->size < LENGTH_BYTES)
+    if (!file->bytes || file->size < LENGTH_BYTES)
         return hlv_fail(ctx, HLV_ERROR_FORMAT,
                         "%s: has %zu bytes, and a safetensors file begins with %d for the header's length", file->path,
                         file->size, LENGTH_BYTES);
@@ -233,7 +233,7 @@ void hlv_safetensors_free(hlv_safetensors *file) {
     if (!file) return;
     hlv_context *ctx = file->ctx;
     json_decref(file->header);
-    if (file->mapped) munmap((void *)(uintptr_t)file->bytes, file->size);
+    if (file->mapping) munmap(file->mapping, file->size);
     hlv_free(ctx, file->tensors);
     hlv_free(ctx, file->path);
     hlv_free(ctx, file);
@@ -266,7 +266,7 @@ static hlv_status map_file(hlv_safetensors *file, int descriptor) {
         return hlv_fail(file->ctx, errno == ENOMEM ? HLV_ERROR_MEMORY : HLV_ERROR_IO, "%s: cannot be mapped: %s",
                         file->path, strerror(errno));
     file->bytes = bytes;
-    file->mapped = true;
+    file->mapping = bytes;
     return HLV_OK;
 }
 

@@ -16,7 +16,7 @@ typedef struct hlv_safetensors {
     char *path;
     const uint8_t *bytes; /* of the whole file */
     size_t size;
-    bool mapped;
+    void *mapping;       /* NULL: the bytes are the caller's */
     json_t *header;      /* the tensors' names point into it */
     json_t *metadata;    /* within header; NULL if none */
     hlv_weight *tensors; /* in the order of their data */

@@ -43,8 +43,9 @@ static bool add_metadata(json_t *root, const char *const *metadata, int metadata
     if (!metadata_count) return true;
     json_t *pairs = json_object();
     if (json_object_set_new(root, "__metadata__", pairs) != 0) return false;
-    for (int i = 0; i < metadata_count; i++)
-        if (json_object_set_new(pairs, metadata[2 * i], json_string(metadata[2 * i + 1])) != 0) return false;
+    const char *const *end = metadata + 2 * (size_t)metadata_count;
+    for (const char *const *pair = metadata; pair < end; pair += 2)
+        if (json_object_set_new(pairs, pair[0], json_string(pair[1])) != 0) return false;
     return true;
 }
 
