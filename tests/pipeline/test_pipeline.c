@@ -1,0 +1,306 @@
+/* The whole way from prompt to frames against diffusers' WanPipeline (tests/golden/make_pipeline.py); the same bits on
+ * any number of threads; saving, resuming, previews, guidance. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/pipeline/support.h"
+
+static const char *metadata(const hlv_weights *file, const char *key) {
+    const char *value = hlv_weights_metadata(file, key);
+    assert_non_null(value);
+    return value;
+}
+
+static int integer(const hlv_weights *file, const char *key) {
+    return atoi(metadata(file, key));
+}
+
+/* Frames written as single PNGs against the reference's bytes: truncation may fall on either side of a whole number. */
+static void compare_frames(hlv_context *ctx, const scratch *folder, const char *result, int frames) {
+    int64_t count;
+    float *want = read_tensor(ctx, result, "frames", &count);
+    double sum = 0;
+    int worst = 0;
+    for (int f = 0; f < frames; f++) {
+        char name[32];
+        int width, height;
+        snprintf(name, sizeof name, "frame-%03d.png", f);
+        unsigned char *pixels = read_png(in_scratch(folder, name), &width, &height);
+        const int64_t size = (int64_t)width * height * 3;
+        assert_int_equal(count, size * frames);
+        for (int64_t i = 0; i < size; i++) {
+            int difference = abs(pixels[i] - (int)want[f * size + i]);
+            sum += difference;
+            if (difference > worst) worst = difference;
+        }
+        free(pixels);
+    }
+    free(want);
+    if (!(sum / (double)count <= 0.05) || worst > 1)
+        fail_msg("%s: pixels differ by %g on average, %d at most", result, sum / (double)count, worst);
+}
+
+static void follow(const char *checkpoint, int c) {
+    char noise[512], result_path[512];
+    snprintf(noise, sizeof noise, GOLDEN "%s/golden/%d.noise.safetensors", checkpoint, c);
+    snprintf(result_path, sizeof result_path, GOLDEN "%s/golden/%d.result.safetensors", checkpoint, c);
+    hlv_context *ctx = open_context(2);
+    hlv_model *model = open_model(ctx, checkpoint, HLA_F32);
+    hlv_weights *call = NULL;
+    check_ok(ctx, hlv_weights_open(ctx, noise, &call));
+    scratch folder = make_scratch();
+    hlv_generate_options options;
+    hlv_generate_options_init(model, &options);
+    options.prompt = metadata(call, "prompt"), options.negative = metadata(call, "negative");
+    options.width = integer(call, "width"), options.height = integer(call, "height");
+    options.frames = integer(call, "frames"), options.steps = integer(call, "steps");
+    options.guidance = atof(metadata(call, "guidance")), options.shift = atof(metadata(call, "shift"));
+    options.initial_latents = noise;
+    options.save_latents = in_scratch(&folder, "latents.safetensors");
+    options.output = in_scratch(&folder, "frame-%03d.png");
+    hlv_generate_result result;
+    check_ok(ctx, hlv_generate(model, &options, &result));
+    int64_t count, wanted;
+    float *got = read_tensor(ctx, options.save_latents, "latents", &count);
+    float *want = read_tensor(ctx, result_path, "latents", &wanted);
+    assert_int_equal(count, wanted);
+    double error = relative_error(got, want, count);
+    if (!(error <= 1e-4)) fail_msg("%s case %d: relative error %g", checkpoint, c, error);
+    compare_frames(ctx, &folder, result_path, options.frames);
+    assert_true(result.sample_seconds > 0 && result.decode_seconds > 0 && result.text_seconds > 0);
+    assert_true(result.seconds_per_step > 0 && result.tokens > 0 && result.peak_bytes > 0);
+    assert_true(result.prompt_tokens > 1 && !result.prompt_truncated);
+    free(got), free(want);
+    remove_scratch(&folder);
+    hlv_weights_free(call);
+    hlv_model_free(model);
+    hlv_context_free(ctx);
+}
+
+static void test_parity(void **state) {
+    (void)state;
+    for (int c = 0; c < 3; c++)
+        follow("softmax", c);
+    follow("hadamard", 0);
+}
+
+static void small_clip(const hlv_model *model, hlv_generate_options *options) {
+    hlv_generate_options_init(model, options);
+    options->prompt = "a rocket flies up";
+    options->negative = "dark";
+    options->width = 32, options->height = 16, options->frames = 9, options->steps = 3, options->seed = 11;
+    options->guidance = 4;
+}
+
+static void test_same_bits_on_any_threads(void **state) {
+    (void)state;
+    static const char *const checkpoints[] = {"softmax", "hadamard"};
+    for (int i = 0; i < 4; i++) {
+        scratch folder = make_scratch();
+        for (int threads = 1; threads <= 3; threads++) {
+            char latents[32], video[32];
+            snprintf(latents, sizeof latents, "%d.safetensors", threads);
+            snprintf(video, sizeof video, "%d.y4m", threads);
+            hlv_context *ctx = open_context(threads);
+            hlv_model *model = open_model(ctx, checkpoints[i / 2], i % 2 ? HLA_BF16 : HLA_F32);
+            hlv_generate_options options;
+            small_clip(model, &options);
+            options.save_latents = in_scratch(&folder, latents);
+            options.output = in_scratch(&folder, video);
+            check_ok(ctx, hlv_generate(model, &options, NULL));
+            assert_same_files(options.save_latents, in_scratch(&folder, "1.safetensors"));
+            assert_same_files(options.output, in_scratch(&folder, "1.y4m"));
+            hlv_model_free(model);
+            hlv_context_free(ctx);
+        }
+        remove_scratch(&folder);
+    }
+}
+
+/* Decoding saved latents gives the very file that decoding at once gave, metadata and all; so does a second call on the
+ * same model. */
+static void test_resume(void **state) {
+    (void)state;
+    hlv_context *ctx = open_context(2);
+    hlv_model *model = open_model(ctx, "hadamard", HLA_F32);
+    scratch folder = make_scratch();
+    hlv_generate_options options;
+    small_clip(model, &options);
+    options.save_latents = in_scratch(&folder, "latents.safetensors");
+    options.output = in_scratch(&folder, "at-once.png");
+    check_ok(ctx, hlv_generate(model, &options, NULL));
+    hlv_generate_options resume;
+    hlv_generate_options_init(model, &resume);
+    resume.width = resume.height = resume.frames = 0;
+    resume.latents = options.save_latents;
+    resume.output = in_scratch(&folder, "later.png");
+    hlv_generate_result result;
+    check_ok(ctx, hlv_generate(model, &resume, &result));
+    assert_int_equal(result.tokens, 0);
+    assert_same_files(options.output, resume.output);
+    options.output = NULL;
+    options.save_latents = in_scratch(&folder, "again.safetensors");
+    check_ok(ctx, hlv_generate(model, &options, NULL));
+    assert_same_files(options.save_latents, resume.latents);
+    hlv_weights *file = NULL;
+    check_ok(ctx, hlv_weights_open(ctx, options.save_latents, &file));
+    assert_string_equal(metadata(file, "prompt"), "a rocket flies up");
+    assert_string_equal(metadata(file, "negative_prompt"), "dark");
+    assert_string_equal(metadata(file, "seed"), "11");
+    assert_string_equal(metadata(file, "model"), "hadamard");
+    assert_non_null(
+        strstr(metadata(file, "settings"), "steps 3, guidance 4, shift 5, sampler unipc, attention hadamard"));
+    hlv_weights_free(file);
+    remove_scratch(&folder);
+    hlv_model_free(model);
+    hlv_context_free(ctx);
+}
+
+static float *latents_of(hlv_context *ctx, hlv_model *model, hlv_generate_options *options, int64_t *count) {
+    scratch folder = make_scratch();
+    options->save_latents = in_scratch(&folder, "latents.safetensors");
+    check_ok(ctx, hlv_generate(model, options, NULL));
+    float *latents = read_tensor(ctx, options->save_latents, "latents", count);
+    remove_scratch(&folder);
+    return latents;
+}
+
+/* What each option must and must not change. */
+static void test_options_matter(void **state) {
+    (void)state;
+    hlv_context *ctx = open_context(2);
+    hlv_model *model = open_model(ctx, "softmax", HLA_F32);
+    hlv_generate_options base, o;
+    small_clip(model, &base);
+    base.frames = 1;
+    int64_t count;
+    float *reference = latents_of(ctx, model, &base, &count), *other;
+    const size_t bytes = (size_t)count * sizeof(float);
+    for (int change = 0; change < 7; change++) {
+        o = base;
+        if (change == 0) o.seed = 12;
+        if (change == 1) o.prompt = "a dog spins around";
+        if (change == 2) o.negative = "blurry";
+        if (change == 3) o.guidance = 2;
+        if (change == 4) o.steps = 4;
+        if (change == 5) o.shift = 8;
+        if (change == 6) o.sampler = HLV_SAMPLER_EULER;
+        other = latents_of(ctx, model, &o, &count);
+        if (!(relative_error(other, reference, count) > 1e-4)) fail_msg("change %d changed nothing", change);
+        free(other);
+    }
+    o = base;
+    o.prompt = "  a   rocket flies&#32;up ", o.negative = " dark\n"; /* cleaning makes them the same */
+    other = latents_of(ctx, model, &o, &count);
+    assert_memory_equal(other, reference, bytes);
+    free(other), free(reference);
+    base.guidance = 1;
+    reference = latents_of(ctx, model, &base, &count);
+    base.negative = "something else", base.guidance = 0;
+    other = latents_of(ctx, model, &base, &count);
+    assert_memory_equal(other, reference, bytes); /* without guidance the negative prompt is not used */
+    free(other), free(reference);
+    hlv_model_free(model);
+    hlv_context_free(ctx);
+}
+
+typedef struct stages {
+    char names[16][16];
+    int64_t last[16], total[16];
+    int count;
+} stages;
+
+static void note_progress(void *user, const char *stage, int64_t done, int64_t total) {
+    stages *seen = user;
+    int i = seen->count - 1;
+    if (i < 0 || strcmp(seen->names[i], stage) != 0 || done < seen->last[i]) {
+        assert_true(++i < 16);
+        seen->count = i + 1;
+        snprintf(seen->names[i], sizeof seen->names[i], "%s", stage);
+    }
+    assert_true(done >= 0 && done <= total);
+    seen->last[i] = done, seen->total[i] = total;
+}
+
+/* The first latent frame's picture does not depend on later ones, and the last step ends on the estimate: the preview
+ * of the last step is the video's first frame. Also: every stage reports its end. */
+static void test_preview_and_progress(void **state) {
+    (void)state;
+    hlv_context *ctx = open_context(2);
+    hlv_model *model = open_model(ctx, "softmax", HLA_F32);
+    scratch folder = make_scratch();
+    stages seen = {0};
+    hlv_context_set_progress(ctx, note_progress, &seen);
+    hlv_generate_options options;
+    small_clip(model, &options);
+    options.preview = in_scratch(&folder, "preview.png"), options.preview_every = 1;
+    options.output = in_scratch(&folder, "frame-%d.png");
+    check_ok(ctx, hlv_generate(model, &options, NULL));
+    assert_int_equal(count_files(&folder), 1 + options.frames);
+    int width[2], height[2];
+    unsigned char *preview = read_png(options.preview, &width[0], &height[0]);
+    unsigned char *first = read_png(in_scratch(&folder, "frame-0.png"), &width[1], &height[1]);
+    assert_true(width[0] == 32 && height[0] == 16 && width[1] == 32 && height[1] == 16);
+    assert_memory_equal(preview, first, 32 * 16 * 3);
+    free(preview), free(first);
+    static const char *const wanted[] = {"text", "sample", "decode"};
+    static const int64_t totals[] = {2, 3, 9};
+    for (int w = 0; w < 3; w++) {
+        int found = -1;
+        for (int i = 0; i < seen.count; i++)
+            if (!strcmp(seen.names[i], wanted[w])) found = i;
+        assert_true(found >= 0 && seen.last[found] == totals[w] && seen.total[found] == totals[w]);
+    }
+    remove_scratch(&folder);
+    hlv_model_free(model);
+    hlv_context_free(ctx);
+}
+
+static void note_warning(void *user, hlv_log_level level, const char *sentence) {
+    if (level == HLV_LOG_WARNING && strstr(sentence, "longer")) ++*(int *)user;
+}
+
+static void test_long_prompt(void **state) {
+    (void)state;
+    hlv_context *ctx = open_context(2);
+    hlv_model *model = open_model(ctx, "softmax", HLA_F32);
+    int warnings = 0;
+    hlv_context_set_log(ctx, note_warning, &warnings);
+    char *prompt = malloc(20001);
+    assert_non_null(prompt);
+    for (int i = 0; i < 20000; i++)
+        prompt[i] = "a rocket "[i % 9];
+    prompt[20000] = 0;
+    scratch folder = make_scratch();
+    hlv_generate_options options;
+    small_clip(model, &options);
+    options.prompt = prompt, options.frames = 1, options.steps = 1;
+    options.save_latents = in_scratch(&folder, "l.safetensors");
+    hlv_generate_result result;
+    check_ok(ctx, hlv_generate(model, &options, &result));
+    assert_true(result.prompt_truncated);
+    assert_int_equal(result.prompt_tokens, 512);
+    assert_int_equal(warnings, 1);
+    free(prompt);
+    remove_scratch(&folder);
+    hlv_model_free(model);
+    hlv_context_free(ctx);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_parity),
+        cmocka_unit_test(test_same_bits_on_any_threads),
+        cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_options_matter),
+        cmocka_unit_test(test_preview_and_progress),
+        cmocka_unit_test(test_long_prompt),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
