@@ -1,9 +1,4 @@
-/* Cleaning of prompts as diffusers' WanPipeline does it: ftfy.fix_text with its default settings, html.unescape twice,
- * runs of white space to one space, none at the ends. ftfy (6.3.1) is followed in full: HTML references unless the line
- * holds "<", mojibake, C1 controls, Latin ligatures, character width, curly quotes, line breaks, terminal escapes,
- * control characters, NFC, repeated until nothing changes. Known differences: normalisation knows the Unicode version
- * that the tables were made with; terminal escapes are recognised with ASCII digits only; and a hostile text is not
- * unescaped more than 64 times or mended in parts within parts more than 8 deep. */
+/* Cleaning of prompts as diffusers' WanPipeline does it; README.md says what that is and where it differs. */
 #include "video/text/html.h"
 #include "video/text/mojibake.h"
 #include "video/text/text.h"

@@ -7,6 +7,9 @@
 
 #define DEEPEST_PART 8 /* parts within parts; real text has one or two levels */
 
+#define LONGEST_RULE 7 /* characters */
+#define MOST_STEPS 64
+
 /* A set of character classes. */
 typedef struct class_set {
     uint64_t low, high;
@@ -15,7 +18,7 @@ typedef struct class_set {
 typedef struct badness_rule {
     bool anchored; /* at the beginning of the text only */
     uint8_t length;
-    class_set classes[7];
+    class_set classes[LONGEST_RULE];
 } badness_rule;
 
 typedef struct charmap {
@@ -39,23 +42,28 @@ static uint8_t class_of(uint32_t code) {
     return hlv_is_word(code) ? CLASS_OTHER_WORD : hlv_is_python_space(code) ? CLASS_OTHER_SPACE : CLASS_OTHER;
 }
 
-static bool in_set(class_set set, uint32_t code) {
-    uint8_t class = class_of(code);
+static bool in_set(class_set set, uint8_t class) {
     return ((class < 64 ? set.low >> class : set.high >> (class - 64)) & 1) != 0;
 }
 
-static bool matches(const badness_rule *rule, const uint32_t *text, size_t count) {
+static bool matches(const badness_rule *rule, const uint8_t classes[LONGEST_RULE], size_t count) {
     if (rule->length > count) return false;
     for (size_t i = 0; i < rule->length; i++)
-        if (!in_set(rule->classes[i], text[i])) return false;
+        if (!in_set(rule->classes[i], classes[i])) return false;
     return true;
 }
 
+/* Whether text holds a sequence that good text does not. */
 static bool is_bad(const uint32_t *text, size_t count) {
-    for (size_t at = 0; at < count; at++)
+    uint8_t classes[LONGEST_RULE] = {0}; /* of the characters from `at` on */
+    for (size_t i = 0; i + 1 < LONGEST_RULE && i < count; i++)
+        classes[i + 1] = class_of(text[i]);
+    for (size_t at = 0; at < count; at++) {
+        memmove(classes, classes + 1, LONGEST_RULE - 1);
+        if (at + LONGEST_RULE <= count) classes[LONGEST_RULE - 1] = class_of(text[at + LONGEST_RULE - 1]);
         for (size_t r = 0; r < COUNT(badness_rules); r++)
-            if ((at == 0 || !badness_rules[r].anchored) && matches(&badness_rules[r], text + at, count - at))
-                return true;
+            if ((at == 0 || !badness_rules[r].anchored) && matches(&badness_rules[r], classes, count - at)) return true;
+    }
     return false;
 }
 
@@ -237,14 +245,14 @@ static bool decode_as(const charmap *map, hlv_runes *text, bool *changed) {
 /* The length of a run of what looks like misread UTF-8 at text[at], or 0. */
 static size_t misread_length(const hlv_runes *text, size_t at) {
     const class_set first[] = {utf8_first_of_2, utf8_first_of_3, utf8_first_of_4};
-    if (at > 0 && in_set(utf8_continuation_strict, text->data[at - 1])) return 0;
+    if (at > 0 && in_set(utf8_continuation_strict, class_of(text->data[at - 1]))) return 0;
     size_t end = at;
     for (bool more = true; more;) {
         more = false;
         for (size_t kind = 0; kind < COUNT(first) && !more; kind++) {
             size_t length = kind + 2, i = 1;
-            if (text->length - end < length || !in_set(first[kind], text->data[end])) continue;
-            while (i < length && in_set(utf8_continuation, text->data[end + i]))
+            if (text->length - end < length || !in_set(first[kind], class_of(text->data[end]))) continue;
+            while (i < length && in_set(utf8_continuation, class_of(text->data[end + i])))
                 i++;
             more = i == length;
             if (more) end += length;
@@ -310,8 +318,8 @@ static bool fix_step(hlv_runes *text, int depth) {
 }
 
 static void fix_at_depth(hlv_runes *text, int depth) {
-    while (!text->failed && fix_step(text, depth)) {
-    }
+    for (int step = 0; step < MOST_STEPS && !text->failed; step++)
+        if (!fix_step(text, depth)) return;
 }
 
 void hlv_mojibake_fix(hlv_runes *text) {

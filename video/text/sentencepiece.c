@@ -71,6 +71,7 @@ static bool is_field(const field *f, uint64_t number, unsigned wire) {
 typedef struct specs {
     uint64_t model_type; /* 1: unigram */
     slice charsmap, end_piece;
+    bool has_trainer, has_normalizer;
 } specs;
 
 static bool read_trainer(hlv_tokenizer *tokenizer, specs *out, slice message) {
@@ -133,10 +134,16 @@ static hlv_status read_specs(hlv_tokenizer *tokenizer, specs *out, slice file) {
                             "%s is truncated or no SentencePiece model: the field at byte %zu of %zu cannot be read",
                             tokenizer->name, at, total);
         if (is_field(&f, 1, WIRE_BYTES)) pieces++;
+        out->has_trainer = out->has_trainer || is_field(&f, 2, WIRE_BYTES);
+        out->has_normalizer = out->has_normalizer || is_field(&f, 3, WIRE_BYTES);
     }
     if (pieces == 0 || pieces > INT32_MAX)
         return hlv_fail(tokenizer->ctx, HLV_ERROR_FORMAT, "%s is no SentencePiece model: it holds %lld pieces",
                         tokenizer->name, (long long)pieces);
+    if (!out->has_trainer ||
+        !out->has_normalizer) /* they stand behind the pieces: a file cut between two pieces lacks them */
+        return hlv_fail(tokenizer->ctx, HLV_ERROR_FORMAT, "%s is truncated or no SentencePiece model: it has no %s",
+                        tokenizer->name, out->has_trainer ? "normalizer_spec" : "trainer_spec");
     if (out->model_type != 1)
         return hlv_fail(tokenizer->ctx, HLV_ERROR_UNSUPPORTED, "%s: model_type is %llu, and only 1 (unigram) is read",
                         tokenizer->name, (unsigned long long)out->model_type);
