@@ -24,7 +24,7 @@ static void inputs_free(inputs *in) {
 static double *attend(const char *kernel, const inputs *in, const int64_t *key_lengths, const float *key_bias,
                       float scale) {
     const hla_tensor *q = &in->q.view, *v = &in->v.view;
-    hla_context *context = context_with(2, false);
+    hla_context *context = context_with(1, false);
     hla_softmax_problem problem;
     hla_softmax_problem_init(&problem);
     problem.batch = q->shape[0], problem.heads = q->shape[2], problem.queries = q->shape[1];
