@@ -63,8 +63,10 @@ HLA_API const char *hla_hadamard_plan_kernel(const hla_hadamard_plan *plan);
 HLA_API const char *hla_hadamard_plan_explain(const hla_hadamard_plan *plan); /* a sentence or two, owned by the plan */
 
 /* out [B,Tq,H,V]; q_features[p] [B,Tq,H,R_p]; k_features[p] [B,Tk,H,R_p]; v [B,Tk,H,V]; all of problem.dtype, any
- * strides. key_lengths: NULL, or B numbers 0..Tk: keys beyond are ignored. A row without keys becomes zeros.
- * out must not overlap an input. Allocates nothing; nothing is written before every argument has been checked. */
+ * strides, owned by the caller. key_lengths: NULL, or B numbers 0..Tk: keys beyond are ignored. A row without keys, or
+ * with a denominator of exactly zero, becomes zeros. out must not overlap itself or an input. workspace: at least
+ * hla_hadamard_plan_workspace(plan) bytes, aligned to 64. Allocates nothing; nothing is written before every argument
+ * has been checked. The result has the same bits for any number of threads. */
 HLA_API hla_status hla_hadamard_forward(const hla_hadamard_plan *plan, const hla_tensor *out,
                                         const hla_tensor *q_features, const hla_tensor *k_features, const hla_tensor *v,
                                         const int64_t *key_lengths, void *workspace, size_t workspace_size);

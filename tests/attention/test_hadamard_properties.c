@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <cmocka.h>
 
@@ -316,13 +317,60 @@ static void test_long_sums(void **unused) {
     hla_context_free(context);
 }
 
+/* Elements 2^31 and more apart: tokens of all four arrays interleaved in one sparse mapping, out among them. */
+static void check_far_apart(const char *kernel, hla_context *context, float *memory) {
+    enum { T = 4, X = 16 };
+    float near_memory[4][T * X];
+    hla_tensor near[4], far[4]; /* q, k, v, out */
+    random_state state = {13};
+    for (int i = 0; i < 4; i++) {
+        near[i] = hla_tensor_bthd(near_memory[i], HLA_F32, 1, T, 1, X);
+        far[i] = hla_tensor_bthd(memory + i * X, HLA_F32, 1, T, 1, X);
+        far[i].stride[1] = INT64_C(1) << 30;
+        for (int64_t e = 0; e < T * X; e++) {
+            float value = i < 3 ? (float)uniform(&state) : NAN;
+            near_memory[i][e] = memory[i * X + e / X * far[i].stride[1] + e % X] = value;
+        }
+    }
+    hla_hadamard_problem problem;
+    hla_hadamard_problem_init(&problem);
+    problem.queries = problem.keys = T, problem.value_dim = X, problem.rank[0] = X, problem.kernel = kernel;
+    hla_hadamard_plan *plan = NULL;
+    assert_int_equal(hla_hadamard_plan_create(context, &problem, &plan), HLA_OK);
+    size_t size = hla_hadamard_plan_workspace(plan);
+    void *workspace = aligned_alloc(64, size);
+    assert_int_equal(hla_hadamard_forward(plan, &near[3], &near[0], &near[1], &near[2], NULL, workspace, size), HLA_OK);
+    hla_status status = hla_hadamard_forward(plan, &far[3], &far[0], &far[1], &far[2], NULL, workspace, size);
+    if (status != HLA_OK) fail_msg("%s: %s", kernel, hla_context_error(context));
+    for (int64_t e = 0; e < T * X; e++) {
+        assert_true(memory[3 * X + e / X * far[3].stride[1] + e % X] == near_memory[3][e]);
+    }
+    free(workspace);
+    hla_hadamard_plan_free(plan);
+}
+
+static void test_far_apart(void **unused) {
+    (void)unused;
+    size_t bytes = ((size_t)3 << 30) * sizeof(float) + 4096;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    float *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory == MAP_FAILED) skip(); /* no 12 GB of addresses */
+    hla_context *context = make_context(2);
+    hla_kernel_info info;
+    for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+        if (info.runs_here) check_far_apart(info.name, context, memory);
+    }
+    hla_context_free(context);
+    munmap(memory, bytes);
+}
+
 int main(void) {
     unsetenv("HLA_KERNEL");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_product_of_scores), cmocka_unit_test(test_linear_attention),
         cmocka_unit_test(test_linearity),         cmocka_unit_test(test_permutation),
         cmocka_unit_test(test_threads),           cmocka_unit_test(test_zero_denominator),
-        cmocka_unit_test(test_long_sums),
+        cmocka_unit_test(test_long_sums),         cmocka_unit_test(test_far_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -107,8 +107,8 @@ static hla_status check_problem(hla_context *context, const hla_hadamard_problem
                         "problem.struct_size is %zu, wanted %zu: was hla_hadamard_problem_init called?",
                         problem->struct_size, sizeof *problem);
     }
-    hla_status (*const checks[])(hla_context *, const hla_hadamard_problem *) = {check_sizes, check_ranks,
-                                                                                 check_options, check_products};
+    static hla_status (*const checks[])(hla_context *, const hla_hadamard_problem *) = {check_sizes, check_ranks,
+                                                                                        check_options, check_products};
     for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++) {
         hla_status status = checks[i](context, problem);
         if (status != HLA_OK) return status;
