@@ -73,10 +73,10 @@ static int check(const generate_settings *settings, const char *prompt) {
         return wrong_usage(command, "no prompt: give one in quotes, or --latents F");
     if (prompt != NULL && settings->latents == NULL && prompt[strspn(prompt, " \t\r\n")] == '\0')
         return wrong_usage(command, "the prompt is empty");
-    if (settings->output == NULL && settings->save_latents == NULL)
-        return wrong_usage(command, "no output: give -o FILE, such as -o clip.mp4 (or --save-latents F alone)");
     if (settings->latents != NULL && settings->output == NULL)
         return wrong_usage(command, "--latents needs -o FILE for the decoded video");
+    if (settings->output == NULL && settings->save_latents == NULL)
+        return wrong_usage(command, "no output: give -o FILE, such as -o clip.mp4 (or --save-latents F alone)");
     if (settings->latents != NULL && (settings->save_latents != NULL || settings->initial_latents != NULL))
         return wrong_usage(command,
                            "--latents skips sampling, so --save-latents and --initial-latents make no sense with it");
