@@ -256,6 +256,29 @@ static void test_cancel(void **state) {
     }
 }
 
+/* The folder for the latents goes away while sampling: the clip is decoded all the same, and the failure told. */
+static void remove_folder(void *user, const char *stage, int64_t done, int64_t total) {
+    if (!strcmp(stage, "sample") && done == total) rmdir(user);
+}
+
+static void test_latents_cannot_be_saved(void **state) {
+    (void)state;
+    hlv_context *ctx = open_context(2);
+    hlv_model *model = open_model(ctx, "hadamard", HLA_F32);
+    scratch kept = make_scratch(), lost = make_scratch();
+    hlv_context_set_progress(ctx, remove_folder, lost.path);
+    hlv_generate_options options;
+    clip(model, &kept, &options);
+    options.save_latents = in_scratch(&lost, "latents.safetensors");
+    assert_int_equal(hlv_generate(model, &options, NULL), HLV_ERROR_IO);
+    assert_non_null(strstr(hlv_context_error(ctx), lost.path));
+    assert_int_equal(access(options.output, R_OK), 0);
+    assert_int_equal(count_files(&kept), 1);
+    remove_scratch(&kept);
+    hlv_model_free(model);
+    hlv_context_free(ctx);
+}
+
 /* Memory that runs out anywhere ends in a sentence, no crash and no file. */
 static void test_out_of_memory(void **state) {
     (void)state;
@@ -369,9 +392,10 @@ static void test_missing_weights(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bad_options),           cmocka_unit_test(test_cancel),
-        cmocka_unit_test(test_out_of_memory),         cmocka_unit_test(test_bad_models),
-        cmocka_unit_test(test_parts_that_do_not_fit), cmocka_unit_test(test_missing_weights),
+        cmocka_unit_test(test_bad_options),     cmocka_unit_test(test_latents_cannot_be_saved),
+        cmocka_unit_test(test_cancel),          cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_bad_models),      cmocka_unit_test(test_parts_that_do_not_fit),
+        cmocka_unit_test(test_missing_weights),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -211,8 +211,8 @@ static void test_options_matter(void **state) {
 }
 
 typedef struct stages {
-    char names[16][16];
-    int64_t last[16], total[16];
+    char names[32][16];
+    int64_t last[32], total[32];
     int count;
 } stages;
 
@@ -220,7 +220,7 @@ static void note_progress(void *user, const char *stage, int64_t done, int64_t t
     stages *seen = user;
     int i = seen->count - 1;
     if (i < 0 || strcmp(seen->names[i], stage) != 0 || done < seen->last[i]) {
-        assert_true(++i < 16);
+        assert_true(++i < 32);
         seen->count = i + 1;
         snprintf(seen->names[i], sizeof seen->names[i], "%s", stage);
     }
@@ -250,7 +250,7 @@ static void test_preview_and_progress(void **state) {
     assert_memory_equal(preview, first, 32 * 16 * 3);
     free(preview), free(first);
     static const char *const wanted[] = {"text", "sample", "decode"};
-    static const int64_t totals[] = {2, 3, 9};
+    static const int64_t totals[] = {2, 3, 3}; /* prompts, steps, latent frames */
     for (int w = 0; w < 3; w++) {
         int found = -1;
         for (int i = 0; i < seen.count; i++)

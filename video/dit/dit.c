@@ -13,6 +13,13 @@ const hlv_transformer_config *hlv_dit_config(const hlv_dit *dit) {
     return &dit->config;
 }
 
+int hlv_dit_hadamard_blocks(const hlv_dit *dit) {
+    int count = 0;
+    for (int n = 0; n < dit->config.num_layers; n++)
+        count += dit->blocks[n].config.hadamard;
+    return count;
+}
+
 static hlv_status check_config(hlv_context *ctx, const hlv_transformer_config *config) {
     if (config->in_channels != config->out_channels)
         return hlv_fail(
@@ -33,16 +40,11 @@ static hlv_status assign_blocks(hlv_dit *dit, const char *adapter_dir, hlv_atten
     if (dit->adapter.num_layers != dit->config.num_layers)
         return hlv_fail(dit->ctx, HLV_ERROR_FORMAT, "%s/config.json is for %d blocks, the transformer has %d",
                         adapter_dir, dit->adapter.num_layers, dit->config.num_layers);
-    bool any = false;
-    for (int n = 0; n < dit->config.num_layers; n++) {
+    for (int n = 0; n < dit->config.num_layers; n++)
         dit->blocks[n].config = dit->adapter.blocks[n];
-        any |= dit->blocks[n].config.hadamard;
-    }
-    if (attention == HLV_ATTENTION_HADAMARD && !any)
+    if (attention == HLV_ATTENTION_HADAMARD && hlv_dit_hadamard_blocks(dit) == 0)
         return hlv_fail(dit->ctx, HLV_ERROR_ARGUMENT,
-                        "attention: hadamard asked for, but %s/config.json makes every "
-                        "block softmax",
-                        adapter_dir);
+                        "attention: hadamard asked for, but %s/config.json makes every block softmax", adapter_dir);
     return HLV_OK;
 }
 

@@ -11,6 +11,7 @@ hlv_status hlv_dit_open(hlv_context *ctx, const char *transformer_dir, const cha
                         hla_dtype dtype, hlv_dit **dit);
 void hlv_dit_free(hlv_dit *dit);
 const hlv_transformer_config *hlv_dit_config(const hlv_dit *dit);
+int hlv_dit_hadamard_blocks(const hlv_dit *dit); /* how many blocks have Hadamard attention */
 
 /* What depends only on the prompt: the projected text and every block's cross-attention keys and values, for
  * real_tokens rows of text [real_tokens, text_dim] out of text_tokens (the rest being zero rows). */

@@ -9,8 +9,7 @@
 typedef struct frame_sink {
     hlv_run *run;
     hlv_video_writer *writer;
-    uint8_t *rgb;  /* one frame */
-    int64_t total; /* frames, for the progress; 0: none reported */
+    uint8_t *rgb; /* one frame */
     double write_seconds;
 } frame_sink;
 
@@ -21,9 +20,11 @@ static uint8_t to_byte(float y) {
     return (uint8_t)((unit < 1.0f ? unit : 1.0f) * 255.0f);
 }
 
+/* The VAE itself reports its progress. */
 static hlv_status take_frames(void *user, const float *frames, int64_t first, int64_t count, int64_t height,
                               int64_t width) {
     frame_sink *sink = user;
+    (void)first;
     hlv_context *ctx = sink->run->ctx;
     const int64_t size = height * width * 3;
     for (int64_t i = 0; i < count; i++) {
@@ -34,7 +35,6 @@ static hlv_status take_frames(void *user, const float *frames, int64_t first, in
         hlv_status status = hlv_video_writer_frame(sink->writer, sink->rgb);
         sink->write_seconds += hlv_seconds() - start;
         if (status != HLV_OK) return status;
-        if (sink->total) hlv_progress(ctx, "decode", first + i + 1, sink->total);
     }
     return HLV_OK;
 }
@@ -74,9 +74,8 @@ static hlv_status write_clip(hlv_run *run, frame_sink *sink, const char *path, c
 hlv_status hlv_run_decode(hlv_run *run) {
     hlv_status status = open_vae(run);
     if (status != HLV_OK) return status;
-    frame_sink sink = {.run = run, .total = run->options.frames};
+    frame_sink sink = {.run = run};
     const double start = hlv_seconds();
-    hlv_progress(run->ctx, "decode", 0, sink.total);
     status = write_clip(run, &sink, run->options.output, run->latents, run->F);
     run->result.write_seconds = sink.write_seconds;
     run->result.decode_seconds = hlv_seconds() - start - sink.write_seconds;

@@ -1,8 +1,11 @@
 /* video/pipeline/generate.c - from a prompt to a video: check, encode the prompts, sample, save the latents, decode. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "video/pipeline/run.h"
+
+#define SENTENCE_SIZE 1024
 
 double hlv_seconds(void) {
     struct timespec now;
@@ -14,7 +17,6 @@ static hlv_status make_latents(hlv_run *run) {
     hlv_status status = hlv_run_describe(run);
     if (status == HLV_OK) status = hlv_run_encode(run);
     if (status == HLV_OK) status = hlv_run_sample(run);
-    if (status == HLV_OK && run->options.save_latents) status = hlv_latents_save(run);
     return status;
 }
 
@@ -24,11 +26,18 @@ static hlv_status read_latents(hlv_run *run) {
     return status;
 }
 
-static hlv_status decode(hlv_run *run) {
-    hlv_status status = hlv_run_decode(run);
-    if (status != HLV_OK && run->options.save_latents)
-        return hlv_fail(run->ctx, status, "%s; the finished latents are kept in %s", hlv_context_error(run->ctx),
-                        run->options.save_latents);
+/* A sampling that took hours is not thrown away because its latents cannot be saved: the clip is still decoded, and
+ * only then the failure returned. */
+static hlv_status save_and_decode(hlv_run *run) {
+    const char *path = run->options.save_latents, *output = run->options.output;
+    char unsaved[SENTENCE_SIZE] = "";
+    hlv_status saved = path ? hlv_latents_save(run) : HLV_OK;
+    if (saved != HLV_OK) snprintf(unsaved, sizeof unsaved, "%s", hlv_context_error(run->ctx));
+    if (saved != HLV_OK && output) hlv_log(run->ctx, HLV_LOG_WARNING, "%s; decoding nevertheless", unsaved);
+    hlv_status status = output ? hlv_run_decode(run) : HLV_OK;
+    if (status != HLV_OK && path && saved == HLV_OK)
+        return hlv_fail(run->ctx, status, "%s; the finished latents are kept in %s", hlv_context_error(run->ctx), path);
+    if (status == HLV_OK && saved != HLV_OK) return hlv_fail(run->ctx, saved, "%s", unsaved);
     return status;
 }
 
@@ -38,8 +47,7 @@ static hlv_status generate(hlv_run *run) {
     run->latents = hlv_alloc_floats(run->ctx, run->count);
     if (!run->latents) return HLV_ERROR_MEMORY;
     status = run->options.latents ? read_latents(run) : make_latents(run);
-    if (status == HLV_OK && run->options.output) status = decode(run);
-    return status;
+    return status == HLV_OK ? save_and_decode(run) : status;
 }
 
 static void free_run(hlv_run *run) {

@@ -37,6 +37,8 @@ static hlv_status prepare(hlv_run *run, sampling *s) {
             hlv_solver_create(run->ctx, o->sampler, &run->model->scheduler, o->steps, o->shift, run->count, &s->solver);
     if (status != HLV_OK) return status;
     run->result.tokens = hlv_dit_session_tokens(s->session);
+    hlv_log(run->ctx, HLV_LOG_INFO, "%lld tokens, %d of %d blocks with Hadamard attention",
+            (long long)run->result.tokens, hlv_dit_hadamard_blocks(s->dit), run->model->transformer.num_layers);
     s->velocity = hlv_alloc_floats(run->ctx, run->count);
     if (run->guided) s->unguided = hlv_alloc_floats(run->ctx, run->count);
     return s->velocity && (s->unguided || !run->guided) ? HLV_OK : HLV_ERROR_MEMORY;
