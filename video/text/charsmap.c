@@ -86,8 +86,7 @@ bool hlv_charsmap_apply(const hlv_charsmap *map, hlv_bytes *out, const char *tex
     size_t at = 0;
     while (at < size) {
         size_t cluster = hlv_grapheme_length(text + at, size - at);
-        size_t part = cluster;
-        for (size_t used = 0; used < cluster; used += part) {
+        for (size_t used = 0, part; used < cluster; used += part) {
             const char *from = text + at + used;
             hlv_charsmap_match match = {0};
             if (used == 0 && cluster < 6) match = hlv_charsmap_find(map, from, cluster, false);

@@ -138,10 +138,11 @@ static char *collapse(const hlv_runes *text) {
             space = out.length > 0;
             continue;
         }
-        char bytes[4];
         if (space) hlv_bytes_append(&out, " ", 1);
         space = false;
-        if (code) hlv_bytes_append(&out, bytes, hlv_utf8_encode(bytes, code));
+        char encoded[4];
+        size_t length = hlv_utf8_encode(encoded, code);
+        if (code) hlv_bytes_append(&out, encoded, length);
     }
     hlv_bytes_append(&out, "", 1);
     if (out.failed) hlv_bytes_free(&out);

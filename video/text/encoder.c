@@ -222,12 +222,11 @@ static void attend(float *out, const float *q, const float *k_t, const float *v,
 static void attention(const hlv_text_encoder *encoder, const layer *l, const scratch *s, int64_t L) {
     const hlv_text_config *c = &encoder->config;
     const int64_t H = c->num_heads, D = c->d_kv, inner = H * D;
-    const int threads = hlv_context_threads(encoder->ctx);
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(hlv_context_threads(encoder->ctx)) schedule(static)
     for (int64_t d = 0; d < inner; d++)
         for (int64_t j = 0; j < L; j++)
             s->k_t[d * L + j] = s->k[j * inner + d];
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(hlv_context_threads(encoder->ctx)) schedule(static)
     for (int64_t n = 0; n < H * L; n++) {
         int64_t h = n / L, i = n % L;
         attend(s->mixed + i * inner + h * D, s->q + i * inner + h * D, s->k_t + h * D * L, s->v + h * D,

@@ -23,7 +23,8 @@ static const uint16_t number_replacements[32] = {0x20AC, 0x81,   0x201A, 0x192, 
                                                  0x2DC,  0x2122, 0x161,  0x203A, 0x153,  0x9D,   0x17E,  0x178};
 
 static int compare_names(const void *key, const void *item) {
-    return strcmp(key, ((const entity *)item)->name);
+    const entity *candidate = item;
+    return strcmp(key, candidate->name);
 }
 
 static const entity *find_entity(const entity *table, size_t count, const char *name) {

@@ -23,12 +23,16 @@ hlv_status hlv_tokenizer_add_piece(hlv_tokenizer *tokenizer, const char *piece, 
     return status;
 }
 
+static int hex_digit(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
 int hlv_tokenizer_note_byte(hlv_tokenizer *tokenizer, const char *piece, size_t length, int32_t id) {
-    static const char digits[] = "0123456789ABCDEF";
     if (length != 6 || memcmp(piece, "<0x", 3) != 0 || piece[5] != '>') return -1;
-    const char *high = memchr(digits, piece[3], 16), *low = memchr(digits, piece[4], 16);
-    if (!high || !low) return -1;
-    int byte = (int)((high - digits) * 16 + (low - digits));
+    int high = hex_digit(piece[3]), low = hex_digit(piece[4]);
+    if (high < 0 || low < 0) return -1;
+    int byte = high * 16 + low;
     tokenizer->model.byte_ids[byte] = id;
     return byte;
 }
