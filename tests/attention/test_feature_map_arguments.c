@@ -1,32 +1,7 @@
 /* Feature maps and bad arguments: the status, a sentence that names the argument, and an output left alone. */
+#include "attention/simd/isa.h"
 #include "hla/feature_map.h"
 #include "tests/attention/maps_support.h"
-
-/* The example that opens hla/feature_map.h. */
-static void example(hla_context *ctx, int64_t H, int64_t T, int64_t D, hla_tensor out, hla_tensor x, const float *w,
-                    const float *b) {
-    hla_feature_map_problem problem;
-    hla_feature_map_problem_init(&problem);
-    problem.batch = 1, problem.heads = H, problem.tokens = T, problem.dim = D, problem.rank = 16;
-    problem.activation = HLA_ACTIVATION_RELU;
-    hla_feature_map_weights weights = {.weight = w, .bias = b};
-    hla_feature_map_forward(ctx, &problem, &out, &x, &weights);
-}
-
-static void test_the_example(void **state) {
-    (void)state;
-    float x[1] = {2}, w[16], b[16], out[16];
-    for (int i = 0; i < 16; i++)
-        w[i] = (float)(i - 8), b[i] = 0.5f, out[i] = NAN;
-    hla_context *context = context_with(1, false);
-    example(context, 1, 1, 1, hla_tensor_bthd(out, HLA_F32, 1, 1, 1, 16), hla_tensor_bthd(x, HLA_F32, 1, 1, 1, 1), w,
-            b);
-    for (int i = 0; i < 16; i++) {
-        float u = 2 * w[i] + b[i];
-        assert_true(out[i] == (u > 0 ? u : 0) + 1e-3f);
-    }
-    hla_context_free(context);
-}
 
 /* Everything hla_feature_map_forward is given, to be spoiled in one place. */
 typedef struct execution {
@@ -177,9 +152,16 @@ static void test_widths_beyond_memory(void **state) {
     }
 }
 
+/* The linker sends the library's calls of hla_isa_runs here (--wrap), so that a test can take vector units away. */
+bool __real_hla_isa_runs(hla_isa isa);
+bool __wrap_hla_isa_runs(hla_isa isa);
+static bool without_vector_units;
+bool __wrap_hla_isa_runs(hla_isa isa) {
+    return __real_hla_isa_runs(isa) && !(without_vector_units && isa != HLA_ISA_BASELINE);
+}
+
 /* Each entry that runs here can be forced, by argument and by environment; one that can't is refused. */
-static void test_forced_kernels(void **state) {
-    (void)state;
+static void check_forced_kernels(void) {
     hla_context *context = context_with(1, false);
     float x[1] = {3}, weight[1] = {2}, out[1];
     hla_tensor in = hla_tensor_bthd(x, HLA_F32, 1, 1, 1, 1), result = hla_tensor_bthd(out, HLA_F32, 1, 1, 1, 1);
@@ -211,10 +193,20 @@ static void test_forced_kernels(void **state) {
     hla_context_free(context);
 }
 
+static void test_forced_kernels(void **state) {
+    (void)state;
+    check_forced_kernels();
+    without_vector_units = true;
+    check_forced_kernels();
+    hla_feature_map_kernel_info info;
+    for (int i = 0; hla_feature_map_kernel(i, &info); i++)
+        assert_int_equal(info.runs_here, info.needs[0] == 0);
+    without_vector_units = false;
+}
+
 int main(void) {
     unsetenv("HLA_FEATURE_MAP_KERNEL");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_the_example),
         cmocka_unit_test(test_bad_arguments),
         cmocka_unit_test(test_widths_beyond_memory),
         cmocka_unit_test(test_forced_kernels),

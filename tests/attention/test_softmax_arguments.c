@@ -1,30 +1,7 @@
 /* Softmax attention and bad arguments: the status, a sentence that names the argument, and an output left alone. */
+#include "attention/simd/isa.h"
 #include "hla/softmax.h"
 #include "tests/attention/maps_support.h"
-
-/* The example that opens hla/softmax.h. */
-static void example(hla_context *ctx, int64_t H, int64_t T, int64_t D, hla_tensor out, hla_tensor q, hla_tensor k,
-                    hla_tensor v) {
-    hla_softmax_problem problem;
-    hla_softmax_problem_init(&problem);
-    problem.batch = 1, problem.heads = H, problem.queries = problem.keys = T, problem.dim = problem.value_dim = D;
-    hla_softmax_plan *plan = NULL;
-    hla_softmax_plan_create(ctx, &problem, &plan);
-    void *workspace = aligned_alloc(64, hla_softmax_plan_workspace(plan));
-    hla_softmax_forward(plan, &out, &q, &k, &v, NULL, NULL, workspace, hla_softmax_plan_workspace(plan));
-    hla_softmax_plan_free(plan);
-    free(workspace);
-}
-
-static void test_the_example(void **state) {
-    (void)state;
-    float q[2] = {1, 2}, k[2] = {3, 4}, v[2] = {5, 6}, out[2] = {NAN, NAN};
-    hla_context *context = context_with(1, false);
-    example(context, 1, 1, 2, hla_tensor_bthd(out, HLA_F32, 1, 1, 1, 2), hla_tensor_bthd(q, HLA_F32, 1, 1, 1, 2),
-            hla_tensor_bthd(k, HLA_F32, 1, 1, 1, 2), hla_tensor_bthd(v, HLA_F32, 1, 1, 1, 2));
-    assert_true(out[0] == 5 && out[1] == 6);
-    hla_context_free(context);
-}
 
 static hla_softmax_problem good_problem(void) {
     hla_softmax_problem problem;
@@ -220,6 +197,14 @@ static void test_bad_executions(void **state) {
     hla_context_free(context);
 }
 
+/* The linker sends the library's calls of hla_isa_runs here (--wrap), so that a test can take vector units away. */
+bool __real_hla_isa_runs(hla_isa isa);
+bool __wrap_hla_isa_runs(hla_isa isa);
+static bool without_vector_units;
+bool __wrap_hla_isa_runs(hla_isa isa) {
+    return __real_hla_isa_runs(isa) && !(without_vector_units && isa != HLA_ISA_BASELINE);
+}
+
 /* Each entry that runs here can be forced, by argument and by environment; one that can't is refused. */
 static void test_forced_kernels(void **state) {
     (void)state;
@@ -254,12 +239,40 @@ static void test_forced_kernels(void **state) {
     hla_context_free(context);
 }
 
+/* A machine that only runs the baseline gets it, and refuses to be forced to more. */
+static void test_a_machine_without_vector_units(void **state) {
+    (void)state;
+    without_vector_units = true;
+    hla_context *context = context_with(1, false);
+    hla_softmax_problem problem = good_problem();
+    hla_softmax_plan *plan = NULL;
+    assert_int_equal(hla_softmax_plan_create(context, &problem, &plan), HLA_OK);
+    assert_string_equal(hla_softmax_plan_kernel(plan), "baseline");
+    hla_softmax_plan_free(plan);
+    hla_softmax_kernel_info info;
+    for (int i = 0; hla_softmax_kernel(i, &info); i++) {
+        assert_int_equal(info.runs_here, info.needs[0] == 0);
+        problem.kernel = info.name;
+        hla_status status = hla_softmax_plan_create(context, &problem, &plan);
+        assert_int_equal(status, info.runs_here ? HLA_OK : HLA_ERROR_UNSUPPORTED);
+        if (!info.runs_here) {
+            assert_null(plan);
+            assert_non_null(strstr(hla_context_error(context), info.needs));
+        }
+        hla_softmax_plan_free(plan);
+    }
+    hla_context_free(context);
+    without_vector_units = false;
+}
+
 int main(void) {
     unsetenv("HLA_SOFTMAX_KERNEL");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_the_example),    cmocka_unit_test(test_bad_problems),
-        cmocka_unit_test(test_null_pointers),  cmocka_unit_test(test_bad_executions),
+        cmocka_unit_test(test_bad_problems),
+        cmocka_unit_test(test_null_pointers),
+        cmocka_unit_test(test_bad_executions),
         cmocka_unit_test(test_forced_kernels),
+        cmocka_unit_test(test_a_machine_without_vector_units),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

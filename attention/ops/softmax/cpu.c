@@ -95,7 +95,7 @@ void HLA_ISA_NAME(hla_softmax_workspace)(const hla_softmax_problem *problem, int
     lay_out(problem, threads, arena);
 }
 
-/* Packs keys first ... first + COLUMNS - 1 of a head: K transposed, zero beyond the last key; bias in units of log 2,
+/* Packs keys first ... first + COLUMNS - 1 of a head: K transposed, zero beyond the last key; bias in units of ln 2,
  * minus infinity beyond the last key; V as it is, its padding columns zero. */
 static void pack_keys(const hla_softmax_call *call, const layout *sizes, int64_t slot, int64_t b, int64_t h,
                       int64_t first, float *vector) {
