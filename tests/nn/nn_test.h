@@ -55,6 +55,11 @@ static inline float test_bf16(float x) {
     return (float)ldexp(nearbyint(ldexp(mantissa, 8)), exponent - 8);
 }
 
+static inline void test_bf16_all(float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        x[i] = test_bf16(x[i]);
+}
+
 /* ||got - want|| / ||want||, NaN if anything is. */
 static inline double test_relative_error(const float *got, const double *want, int64_t count) {
     double error = 0.0, size = 0.0;

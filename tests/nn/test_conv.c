@@ -113,10 +113,10 @@ static void check_case(const conv_case *c, hla_dtype dtype, const char *what) {
         assert_memory_equal(one, more, (size_t)s.y * sizeof *one);
         free(more);
     }
-    for (int64_t i = 0; dtype == HLA_BF16 && i < s.x; i++)
-        x[i] = test_bf16(x[i]); /* the reference's operands are rounded too */
-    for (int64_t i = 0; dtype == HLA_BF16 && i < s.w; i++)
-        w[i] = test_bf16(w[i]);
+    if (dtype == HLA_BF16) { /* the reference's operands are rounded too */
+        test_bf16_all(x, s.x);
+        test_bf16_all(w, s.w);
+    }
     double *want = reference(c, x, w, b, start);
     test_close(one, want, s.y, 1e-6, what);
     free(want);
@@ -157,6 +157,7 @@ static void test_sizes_in_turn(void **state) {
     (void)state;
     hlv_context *ctx = test_context(2);
     int warnings = 0;
+    const float none[96] = {0};
     hlv_context_set_log(ctx, count_warning, &warnings);
     conv_case c = {96, 96, 1, 3, 3, SAME, 1, 0, 0, {false, false}, false};
     float *w = test_numbers(25, 96 * 96 * 9, 0.2f);
@@ -168,7 +169,7 @@ static void test_sizes_in_turn(void **state) {
         c.height = side[i] + 1, c.width = side[i];
         const conv_sizes s = sizes_of(&c);
         float *x = test_numbers(26 + i, s.x, 1.0f), *y = test_poison(s.y);
-        double *want = reference(&c, x, w, NULL, NULL);
+        double *want = reference(&c, x, w, none, none);
         assert_int_equal(hlv_conv_forward(conv, y, x, 1, c.height, c.width), HLV_OK);
         test_close(y, want, s.y, 1e-6, "sizes in turn");
         free(want);

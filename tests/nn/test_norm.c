@@ -167,6 +167,11 @@ static void test_activations(void **state) {
     float far[4] = {-1e30f, 1e30f, -200.0f, 200.0f};
     hlv_act_inplace(ctx, far, 4, HLV_ACT_SILU);
     assert_true(fabsf(far[0]) < 1e-6f && far[1] == 1e30f && fabsf(far[2]) < 1e-30f && far[3] == 200.0f);
+    float nan[3] = {NAN, NAN, NAN};
+    hlv_act_inplace(ctx, nan, 1, HLV_ACT_SILU);
+    hlv_act_inplace(ctx, nan + 1, 1, HLV_ACT_GELU_TANH);
+    hlv_l2_norm(ctx, nan + 2, nan + 2, 1, 1, NULL, true);
+    assert_true(isnan(nan[0]) && isnan(nan[1]) && isnan(nan[2]));
     float kept[2] = {-3.0f, 5.0f};
     hlv_act_inplace(ctx, kept, 2, HLV_ACT_NONE);
     assert_true(kept[0] == -3.0f && kept[1] == 5.0f);

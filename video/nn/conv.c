@@ -17,7 +17,7 @@
 #define BAND_ROWS 4    /* least rows of a band: below, the rows read around it weigh too much */
 #define MAX_KERNEL 16  /* along each axis */
 #define MAX_SIDE 65536 /* pixels: keeps every product of sizes far from overflow */
-#define MAX_KINDS 8
+#define MAX_KINDS 12   /* of bands: padding within a few rows of the edge makes more than the usual four */
 
 /* What oneDNN needs for a band: all bands but the first and the last few are of one kind. */
 typedef struct band_kind {

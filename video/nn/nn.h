@@ -1,5 +1,5 @@
-/* video/nn/nn.h - layers: linear and convolution through oneDNN, norms and activations of our own. Activations are float32,
- * channels last. With HLA_BF16 the operands of matrix products and convolutions are bf16, sums stay float32.
+/* video/nn/nn.h - layers: linear and convolution through oneDNN, norms and activations of our own. Activations are
+ * float32, channels last. With HLA_BF16 the operands of matrix products and convolutions are bf16, sums stay float32.
  * Nothing here depends on the number of threads: work is cut into pieces of fixed size, each done by one thread. */
 #ifndef HLV_NN_H
 #define HLV_NN_H
@@ -8,30 +8,33 @@
 
 typedef enum hlv_act { HLV_ACT_NONE = 0, HLV_ACT_GELU_TANH = 1, HLV_ACT_SILU = 2 } hlv_act;
 
-/* y[rows,out] = act(x[rows,in] W^T + b), W [out,in] row-major as PyTorch stores it. The layer keeps its own packed copy of
- * the weights. bias may be NULL. The weight may have more axes ([D,C,1,2,2]): all after the first count as `in`. */
+/* y[rows,out] = act(x[rows,in] W^T + b), W [out,in] row-major as PyTorch stores it. The layer keeps its own packed copy
+ * of the weights. bias may be NULL. The weight may have more axes ([D,C,1,2,2]): all after the first count as `in`. */
 typedef struct hlv_linear hlv_linear;
 hlv_status hlv_linear_create(hlv_context *ctx, hla_dtype dtype, const hlv_weight *weight, const hlv_weight *bias,
                              hlv_act act, hlv_linear **linear);
 /* ldx, ldy: floats between rows. x and y must not overlap. */
-hlv_status hlv_linear_forward(const hlv_linear *linear, float *y, int64_t ldy, const float *x, int64_t ldx, int64_t rows);
+hlv_status hlv_linear_forward(const hlv_linear *linear, float *y, int64_t ldy, const float *x, int64_t ldx,
+                              int64_t rows);
 int64_t hlv_linear_in(const hlv_linear *linear);
 int64_t hlv_linear_out(const hlv_linear *linear);
 void hlv_linear_free(hlv_linear *linear);
 
-/* Convolution over [frames, height, width, channels], W [O,I,kt,ky,kx] or [O,I,ky,kx]. No padding in time: the caller puts
- * the kt-1 frames of history in front (causal). Spatial zero padding and strides are given here. */
+/* Convolution over [frames, height, width, channels], W [O,I,kt,ky,kx] or [O,I,ky,kx]. No padding in time: the caller
+ * puts the kt-1 frames of history in front (causal). Spatial zero padding and strides are given here. */
 typedef struct hlv_conv hlv_conv;
 typedef struct hlv_conv_options {
-    int stride_t, stride_y, stride_x;                    /* 0 counts as 1 */
+    int stride_t, stride_y, stride_x; /* 0 counts as 1 */
     int pad_top, pad_bottom, pad_left, pad_right;
 } hlv_conv_options;
 hlv_status hlv_conv_create(hlv_context *ctx, hla_dtype dtype, const hlv_weight *weight, const hlv_weight *bias,
                            const hlv_conv_options *options, hlv_conv **conv);
 /* y [frames_out, height_out, width_out, O]; frames_out = (frames - kt) / stride_t + 1. */
-hlv_status hlv_conv_forward(const hlv_conv *conv, float *y, const float *x, int64_t frames, int64_t height, int64_t width);
-/* The same over frames that lie apart, each [height, width, channels]. accumulate: y += instead of y =. upsample: the convolution sees
- * every pixel twice in both directions (nearest neighbour), height and width being those of the frames given. */
+hlv_status hlv_conv_forward(const hlv_conv *conv, float *y, const float *x, int64_t frames, int64_t height,
+                            int64_t width);
+/* The same over frames that lie apart, each [height, width, channels]. accumulate: y += instead of y =. upsample: the
+ * convolution sees every pixel twice in both directions (nearest neighbour), height and width being those of the frames
+ * given. */
 typedef struct hlv_conv_flags {
     bool accumulate, upsample;
 } hlv_conv_flags;

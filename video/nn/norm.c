@@ -63,26 +63,24 @@ HLV_INLINE float row_factor(const row_scale *s, float squares, int64_t dim) {
 
 HLV_VECTOR static void scale_rows(float *y, const float *x, int64_t rows, int64_t dim, const row_scale *s) {
     const float *gamma = s->gamma;
+    float *const first = y;
     for (int64_t row = 0; row < rows; row++, x += dim, y += dim) {
-        float factor = row_factor(s, sum_squares(x, dim), dim);
-        if (gamma && s->silu) {
-#pragma omp simd
-            for (int64_t i = 0; i < dim; i++)
-                y[i] = hlv_silu(x[i] * factor * gamma[i]);
-        } else if (gamma) {
+        const float factor = row_factor(s, sum_squares(x, dim), dim);
+        if (gamma) {
 #pragma omp simd
             for (int64_t i = 0; i < dim; i++)
                 y[i] = x[i] * factor * gamma[i];
-        } else if (s->silu) {
-#pragma omp simd
-            for (int64_t i = 0; i < dim; i++)
-                y[i] = hlv_silu(x[i] * factor);
         } else {
 #pragma omp simd
             for (int64_t i = 0; i < dim; i++)
                 y[i] = x[i] * factor;
         }
     }
+    if (!s->silu) return;
+        /* In a pass of its own over the block, still in the first cache: rows may be shorter than a vector. */
+#pragma omp simd
+    for (int64_t i = 0; i < rows * dim; i++)
+        first[i] = hlv_silu(first[i]);
 }
 
 HLV_VECTOR static void residual_rows(float *x, const float *y, int64_t rows, int64_t dim, const float *gate) {

@@ -111,16 +111,24 @@ HLV_INLINE uint32_t bf16_bits(float x) {
     return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
 }
 
-HLV_VECTOR void hlv_bf16_from_f32(uint16_t *dst, const float *src, int64_t count) {
+HLV_VECTOR static void to_bf16(uint16_t *dst, const float *src, int64_t count) {
 #pragma omp simd
     for (int64_t i = 0; i < count; i++)
         dst[i] = (uint16_t)bf16_bits(src[i]);
 }
 
-HLV_VECTOR void hlv_bf16_round(float *dst, const float *src, int64_t count) {
+HLV_VECTOR static void round_to_bf16(float *dst, const float *src, int64_t count) {
 #pragma omp simd
     for (int64_t i = 0; i < count; i++) {
         uint32_t bits = bf16_bits(src[i]) << 16;
         memcpy(&dst[i], &bits, sizeof bits);
     }
+}
+
+void hlv_bf16_from_f32(uint16_t *dst, const float *src, int64_t count) {
+    to_bf16(dst, src, count);
+}
+
+void hlv_bf16_round(float *dst, const float *src, int64_t count) {
+    round_to_bf16(dst, src, count);
 }

@@ -86,14 +86,11 @@ static void measure(vae_stream *s, int64_t frames, int64_t *buffer, int64_t *pas
         const int64_t floats = layer_floats(layer, &c);
         *buffer = floats > *buffer ? floats : *buffer;
         layer_histories(layer, &c, &s->states[i]);
-        *past += 2 * (s->states[i].history[0].floats + s->states[i].history[1].floats);
+        /* Two frames of each; a sum that does not fit becomes one that no allocation grants. */
+        if (__builtin_add_overflow(*past, 2 * (s->states[i].history[0].floats + s->states[i].history[1].floats), past))
+            *past = INT64_MAX / 2;
         step_shape(layer, &c, false);
     }
-}
-
-/* A multiple of a cache line in floats. */
-static int64_t round_up(int64_t floats) {
-    return (floats + 15) / 16 * 16;
 }
 
 static void place_histories(vae_stream *s) {
@@ -140,8 +137,8 @@ static hlv_status reserve(vae_stream *s, int64_t frames) {
     int64_t buffer, past;
     measure(s, frames, &buffer, &past);
     for (int i = 0; i < 3; i++)
-        if (!(s->buffer[i] = hlv_alloc_floats(s->ctx, round_up(buffer)))) return HLV_ERROR_MEMORY;
-    if (!(s->past = hlv_alloc_floats(s->ctx, round_up(past)))) return HLV_ERROR_MEMORY;
+        if (!(s->buffer[i] = hlv_alloc_floats(s->ctx, buffer))) return HLV_ERROR_MEMORY;
+    if (!(s->past = hlv_alloc_floats(s->ctx, past))) return HLV_ERROR_MEMORY;
     memset(s->past, 0, (size_t)past * sizeof *s->past);
     place_histories(s);
     return plan_layers(s);
@@ -232,7 +229,7 @@ static int64_t chunk_pixels(const vae_chunk *c) {
 typedef hlv_status layer_fn(vae_stream *s, const vae_layer *layer, layer_state *state, vae_chunk *c);
 
 static hlv_status run_conv(vae_stream *s, const vae_layer *layer, layer_state *state, vae_chunk *c) {
-    float *other[2];
+    float *other[2] = {NULL, NULL};
     other_buffers(s, c, other);
     hlv_status status = causal(layer->conv[0], &state->history[0], other[0], c->x, c, false);
     c->x = other[0];
@@ -246,7 +243,7 @@ static hlv_status run_head(vae_stream *s, const vae_layer *layer, layer_state *s
 
 /* x + conv2(silu(norm2(conv1(silu(norm1 x))))), or the shortcut of x in place of x. */
 static hlv_status run_resnet(vae_stream *s, const vae_layer *layer, layer_state *state, vae_chunk *c) {
-    float *other[2];
+    float *other[2] = {NULL, NULL};
     other_buffers(s, c, other);
     float *normed = other[0], *inner = other[1], *result = c->x;
     hlv_l2_norm(s->ctx, normed, c->x, chunk_pixels(c), layer->in, layer->gamma[0], true);
@@ -283,7 +280,7 @@ static hlv_status attend(vae_stream *s, const vae_layer *layer, float *x, float 
 
 static hlv_status run_attention(vae_stream *s, const vae_layer *layer, layer_state *state, vae_chunk *c) {
     (void)state;
-    float *other[2];
+    float *other[2] = {NULL, NULL};
     other_buffers(s, c, other);
     const int64_t pixels = c->height * c->width;
     hlv_status status = HLV_OK;
@@ -305,7 +302,7 @@ static hlv_status double_frames(const vae_layer *layer, history *h, float *y, co
 }
 
 static hlv_status run_upsample(vae_stream *s, const vae_layer *layer, layer_state *state, vae_chunk *c) {
-    float *other[2];
+    float *other[2] = {NULL, NULL};
     other_buffers(s, c, other);
     vae_chunk doubled = *c;
     if (layer->conv[1] && s->started) {
@@ -322,7 +319,7 @@ static hlv_status run_upsample(vae_stream *s, const vae_layer *layer, layer_stat
 /* The first frame passes in time; later ones merge in threes (x_2k-2, x_2k-1, x_2k), so one frame of the past is seen.
  */
 static hlv_status run_downsample(vae_stream *s, const vae_layer *layer, layer_state *state, vae_chunk *c) {
-    float *other[2];
+    float *other[2] = {NULL, NULL};
     other_buffers(s, c, other);
     hlv_status status = each_frame(layer->conv[0], other[0], c->x, c, false);
     c->x = other[0];
@@ -350,6 +347,7 @@ hlv_status hlv_vae_stream_push(vae_stream *s, const float *x, int64_t frames, va
     hlv_status status = HLV_OK;
     for (int i = 0; i < s->network->count && status == HLV_OK; i++) {
         const vae_layer *layer = &s->network->layers[i];
+        if (hlv_cancelled(s->ctx)) return HLV_ERROR_CANCELLED;
         status = run[layer->kind](s, layer, &s->states[i], &c);
         step_shape(layer, &c, !s->started);
     }

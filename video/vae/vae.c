@@ -83,6 +83,11 @@ static void clamp(float *x, int64_t count) {
     }
 }
 
+static hlv_status cancelled(hlv_context *ctx, const char *what, int64_t done, int64_t total) {
+    return hlv_fail(ctx, HLV_ERROR_CANCELLED, "stopped after %s %lld of %lld latent frames", what, (long long)done,
+                    (long long)total);
+}
+
 /* One latent frame: z, post_quant [Y, X, C] are scratch. */
 static hlv_status decode_frame(const hlv_vae *vae, vae_stream *stream, float *z, float *post_quant, int64_t pixels,
                                vae_chunk *chunk) {
@@ -110,6 +115,7 @@ static hlv_status decode_clip(const hlv_vae *vae, vae_stream *stream, const floa
         }
         take_latents(&vae->config, z, latents, F, f, pixels);
         status = decode_frame(vae, stream, z, z + pixels * C, pixels, &chunk);
+        if (status == HLV_ERROR_CANCELLED) status = cancelled(ctx, "decoding", f, F);
         if (status == HLV_OK) status = sink(user, chunk.x, first, chunk.frames, chunk.height, chunk.width);
         first += chunk.frames;
     }
@@ -152,6 +158,7 @@ static hlv_status encode_clip(const hlv_vae *vae, vae_stream *stream, float *lat
         }
         const int64_t first = f == 0 ? 0 : 1 + (f - 1) * scale;
         status = hlv_vae_stream_push(stream, frames + first * floats_a_frame, f == 0 ? 1 : scale, &chunk);
+        if (status == HLV_ERROR_CANCELLED) status = cancelled(ctx, "encoding", f, F);
         if (status == HLV_OK) status = hlv_linear_forward(vae->encoder.pointwise, moments, C2, chunk.x, C2, pixels);
         if (status == HLV_OK) give_latents(&vae->config, latents, moments, F, f, pixels);
     }
