@@ -74,8 +74,22 @@ static void all_faults_are_named(void **state) {
     hlv_weights_free(weights);
 }
 
+typedef struct heard {
+    char text[4096];
+    int count;
+} heard;
+
+static void hear(void *user, hlv_log_level level, const char *sentence) {
+    heard *h = user;
+    assert_int_equal(level, HLV_LOG_WARNING);
+    h->count++;
+    if (strlen(h->text) + strlen(sentence) + 2 < sizeof h->text) strcat(strcat(h->text, sentence), "\n");
+}
+
 static void long_lists_are_cut(void **state) {
     const fixture *f = *state;
+    heard h = {.count = 0};
+    hlv_context_set_log(f->ctx, hear, &h);
     hlv_weights *weights = make(f, "base.safetensors", base_tensors, 3);
     hlv_loader *loader = NULL;
     assert_int_equal(hlv_loader_create(f->ctx, weights, NULL, &loader), HLV_OK);
@@ -84,6 +98,9 @@ static void long_lists_are_cut(void **state) {
     check_failure(f, hlv_loader_finish(loader), HLV_ERROR_FORMAT,
                   "25 tensors are missing: 'part.0.bias', 'part.1.bias'", "'part.19.bias' and 5 more");
     assert_null(strstr(hlv_context_error(f->ctx), "part.20"));
+    assert_int_equal(h.count, 5);
+    assert_non_null(strstr(h.text, "base.safetensors: 'part.20.bias' is missing\n"));
+    assert_non_null(strstr(h.text, "base.safetensors: 'part.24.bias' is missing\n"));
 
     assert_int_equal(hlv_loader_create(f->ctx, weights, NULL, &loader), HLV_OK);
     char name[2000];

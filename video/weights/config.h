@@ -7,7 +7,7 @@
 #include "hla/hadamard.h"
 #include "video/core/context.h"
 
-#define HLV_MAX_STAGES 8   /* resolution levels of the VAE */
+#define HLV_MAX_STAGES 8    /* resolution levels of the VAE */
 #define HLV_MAX_CHANNELS 64 /* latent channels */
 
 typedef struct hlv_transformer_config { /* transformer/config.json, WanTransformer3DModel */
@@ -64,8 +64,8 @@ typedef struct hlv_default_config {
     double fps, guidance;
 } hlv_default_config;
 
-/* Each reads one file of the directory, and on failure says which file, which key, what stands there and what must. Keys
- * that are absent take the default of the class named above; README.md lists them. */
+/* Each reads one file of the directory, and on failure says which file, which key, what stands there and what must.
+ * Keys that are absent take the default of the class named above; README.md lists them. */
 hlv_status hlv_transformer_config_read(hlv_context *ctx, const char *component_dir, hlv_transformer_config *config);
 hlv_status hlv_vae_config_read(hlv_context *ctx, const char *component_dir, hlv_vae_config *config);
 hlv_status hlv_text_config_read(hlv_context *ctx, const char *component_dir, hlv_text_config *config);

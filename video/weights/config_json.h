@@ -12,9 +12,7 @@ hlv_status hlv_vae_config_from_json(hlv_context *ctx, const char *file, json_t *
 hlv_status hlv_text_config_from_json(hlv_context *ctx, const char *file, json_t *root, hlv_text_config *config);
 hlv_status hlv_scheduler_config_from_json(hlv_context *ctx, const char *file, json_t *root,
                                           hlv_scheduler_config *config);
-hlv_status hlv_adapter_config_from_json(hlv_context *ctx, const char *file, json_t *root,
-                                        hlv_adapter_config *config);
-hlv_status hlv_default_config_from_json(hlv_context *ctx, const char *file, json_t *root,
-                                        hlv_default_config *config);
+hlv_status hlv_adapter_config_from_json(hlv_context *ctx, const char *file, json_t *root, hlv_adapter_config *config);
+hlv_status hlv_default_config_from_json(hlv_context *ctx, const char *file, json_t *root, hlv_default_config *config);
 
 #endif

@@ -1,6 +1,6 @@
-/* video/weights/cost.h - what a model of given configs holds and costs, from the configs alone: tensors, parameters, floating
- * point operations (a multiply-add counts as 2), bytes of working memory. Small terms (norms, activations, softmax's
- * exponentials) are left out. */
+/* video/weights/cost.h - what a model of given configs holds and costs, from the configs alone: tensors, parameters,
+ * floating point operations (a multiply-add counts as 2), bytes of working memory. Small terms (norms, activations,
+ * softmax's exponentials) are left out. */
 #ifndef HLV_COST_H
 #define HLV_COST_H
 

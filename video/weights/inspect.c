@@ -74,7 +74,9 @@ static hlv_status read_model(hlv_context *ctx, hlv_inspection *found) {
     parts[HLV_PART_TEXT].by_config = hlv_text_size(&found->text);
     parts[HLV_PART_TRANSFORMER].by_config = hlv_transformer_size(&found->transformer);
     parts[HLV_PART_VAE].by_config = hlv_vae_size(&found->vae);
-    return exists_in(found->path, "hla", adapter, sizeof adapter) ? read_adapter(ctx, found, adapter) : HLV_OK;
+    if (!exists_in(found->path, "hla/config.json", adapter, sizeof adapter)) return HLV_OK;
+    exists_in(found->path, "hla", adapter, sizeof adapter);
+    return read_adapter(ctx, found, adapter);
 }
 
 static hlv_stage_memory stage_memory(const hlv_inspection *found, double weight_bytes) {

@@ -24,10 +24,15 @@ struct hlv_loader {
     name_list missing, unfit;
 };
 
-static void note(name_list *list, const char *item) {
+/* What has no place in the list goes to the log, so that every name is told. */
+static void note(const hlv_loader *loader, name_list *list, const char *item) {
     size_t length = strlen(item);
     list->count++;
-    if (list->listed == MAX_LISTED || list->used + length + 3 > LIST_BYTES) return;
+    if (list->listed == MAX_LISTED || list->used + length + 3 > LIST_BYTES) {
+        hlv_log(loader->ctx, HLV_LOG_WARNING, "%.400s: %s%s", hlv_weights_path(loader->weights), item,
+                list == &loader->missing ? " is missing" : "");
+        return;
+    }
     list->used +=
         (size_t)snprintf(list->text + list->used, LIST_BYTES - list->used, "%s%s", list->listed ? ", " : "", item);
     list->listed++;
@@ -64,12 +69,12 @@ const hlv_weight *hlv_loader_get(hlv_loader *loader, int ndim, const int64_t *sh
     const hlv_weight *weight = find(loader, full);
     if (!weight) {
         snprintf(item, sizeof item, "'%.150s'", full);
-        note(&loader->missing, item);
+        note(loader, &loader->missing, item);
         return NULL;
     }
     if (!weight->usable) {
         snprintf(item, sizeof item, "'%.150s' has dtype %s instead of F32, F16 or BF16", full, weight->dtype_name);
-        note(&loader->unfit, item);
+        note(loader, &loader->unfit, item);
         return NULL;
     }
     if (!shape_fits(weight, ndim, shape)) {
@@ -77,7 +82,7 @@ const hlv_weight *hlv_loader_get(hlv_loader *loader, int ndim, const int64_t *sh
         hlv_shape_text(wanted, sizeof wanted, ndim, shape);
         hlv_shape_text(found, sizeof found, weight->ndim, weight->shape);
         snprintf(item, sizeof item, "'%.150s' has shape %s instead of %s", full, found, wanted);
-        note(&loader->unfit, item);
+        note(loader, &loader->unfit, item);
         return NULL;
     }
     return weight;

@@ -13,11 +13,11 @@ typedef struct hlv_weight {
     hla_dtype dtype;  /* F32, F16 or BF16 */
     int ndim;
     int64_t shape[HLV_MAX_DIMS];
-    int64_t count;    /* elements */
-    const void *data; /* row-major; may be unaligned */
-    int64_t bytes;    /* in the file */
+    int64_t count;          /* elements */
+    const void *data;       /* row-major; may be unaligned */
+    int64_t bytes;          /* in the file */
     const char *dtype_name; /* as the file says: "F32", "I64", ... */
-    bool usable;      /* dtype is F32, F16 or BF16: only such tensors are found, others are only listed */
+    bool usable;            /* dtype is F32, F16 or BF16: only such tensors are found, others are only listed */
 } hlv_weight;
 
 typedef struct hlv_weights hlv_weights;
@@ -29,16 +29,17 @@ hlv_status hlv_weights_open(hlv_context *ctx, const char *path, hlv_weights **we
 void hlv_weights_free(hlv_weights *weights);
 int64_t hlv_weights_count(const hlv_weights *weights);
 const hlv_weight *hlv_weights_at(const hlv_weights *weights, int64_t i);
-const hlv_weight *hlv_weights_find(const hlv_weights *weights, const char *name); /* NULL if absent or unusable */
+const hlv_weight *hlv_weights_find(const hlv_weights *weights, const char *name);     /* NULL if absent or unusable */
 const hlv_weight *hlv_weights_find_any(const hlv_weights *weights, const char *name); /* NULL if absent */
-const char *hlv_weights_path(const hlv_weights *weights); /* as given at opening */
-const char *hlv_weights_metadata(const hlv_weights *weights, const char *key);    /* "__metadata__" entry or NULL */
+const char *hlv_weights_path(const hlv_weights *weights);                             /* as given at opening */
+const char *hlv_weights_metadata(const hlv_weights *weights, const char *key);        /* "__metadata__" entry or NULL */
 /* How many metadata entries there are in all; key and value are those of entry i, if there is one. */
 int64_t hlv_weights_metadata_at(const hlv_weights *weights, int64_t i, const char **key, const char **value);
 int64_t hlv_weights_files(const hlv_weights *weights, int64_t *bytes); /* number of files, and their bytes in all */
 
-/* Looks up `weights` after `overrides` (may be NULL). A missing name or a wrong shape is noted and NULL is returned; after
- * all have been asked for, hlv_loader_finish fails with ALL missing and mis-shaped tensors named in one sentence.
+/* Looks up `weights` after `overrides` (may be NULL). A missing name or a wrong shape is noted and NULL is returned;
+ * after all have been asked for, hlv_loader_finish fails with the missing and mis-shaped tensors named in one sentence
+ * (the first 20 of each, and how many more; those are named in warnings to the log).
  * `name` may be a printf format. Shape follows as ndim and that many int64_t; -1 accepts any size on that axis. */
 typedef struct hlv_loader hlv_loader;
 hlv_status hlv_loader_create(hlv_context *ctx, const hlv_weights *weights, const hlv_weights *overrides,
