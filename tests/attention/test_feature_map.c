@@ -94,7 +94,7 @@ static double *oracle(const setting *s) {
         const hla_feature_map_problem *p = &s->problem;                                                                \
         int64_t d = p->dim, r = p->rank;                                                                               \
         double *out = calloc((size_t)output_count(s), sizeof *out), *place = out;                                      \
-        real *x = calloc((size_t)(d + r), sizeof *x), *u = x + d;                                                      \
+        real *x = calloc((size_t)d, sizeof *x), *u = calloc((size_t)r, sizeof *u);                                     \
         assert_true(out &&x);                                                                                          \
         for (int64_t row = 0; row < p->batch * p->tokens * p->heads; row++, place += r) {                              \
             int64_t b = row / p->heads / p->tokens, t = row / p->heads % p->tokens, h = row % p->heads;                \
@@ -117,7 +117,7 @@ static double *oracle(const setting *s) {
             for (int64_t i = 0; i < r; i++)                                                                            \
                 place[i] = (double)name##_activation(u[i], largest, total, p);                                         \
         }                                                                                                              \
-        free(x);                                                                                                       \
+        free(x), free(u);                                                                                              \
         return out;                                                                                                    \
     }
 

@@ -86,6 +86,7 @@ static double *oracle(const setting *s) {
             int64_t b = r / p->heads / p->queries, i = r / p->heads % p->queries, h = r % p->heads;                    \
             int64_t keys = s->call.key_lengths ? s->call.key_lengths[b] : p->keys;                                     \
             real *weights = calloc((size_t)keys + 1, sizeof *weights), total = 0;                                      \
+            assert_non_null(weights);                                                                                  \
             for (int64_t j = 0; j < keys; j++) {                                                                       \
                 real dot = 0;                                                                                          \
                 for (int64_t x = 0; x < p->dim; x++)                                                                   \
