@@ -55,13 +55,15 @@ typedef struct hla_context_options {
 } hla_context_options;
 
 HLA_API void hla_context_options_init(hla_context_options *options);
-HLA_API hla_status hla_context_create(hla_context **context, const hla_context_options *options); /* options may be NULL */
-HLA_API void hla_context_free(hla_context *context);                                             /* NULL is fine */
-HLA_API const char *hla_context_error(const hla_context *context); /* sentence of the last error, "" if none */
+HLA_API hla_status hla_context_create(hla_context **context,
+                                      const hla_context_options *options); /* options may be NULL */
+HLA_API void hla_context_free(hla_context *context);                       /* NULL is fine */
+HLA_API const char *hla_context_error(const hla_context *context);         /* sentence of the last error, "" if none */
 HLA_API int hla_context_threads(const hla_context *context);
 
 /* A view of memory the caller owns. Four logical axes, strides in elements (64-bit, may be any order, so [B,T,H,X]
- * and [B,H,T,X] arrays both work in place). Axes are always named in the order b, t, h, x. Maps to DLPack one to one. */
+ * and [B,H,T,X] arrays both work in place). Axes are always named in the order b, t, h, x. Maps to DLPack one to one.
+ */
 typedef struct hla_tensor {
     void *data;
     hla_dtype dtype;

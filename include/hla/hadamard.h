@@ -73,7 +73,7 @@ HLA_API hla_status hla_hadamard_forward(const hla_hadamard_plan *plan, const hla
 
 /* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
 typedef struct hla_kernel_info {
-    const char *name;  /* e.g. "reference", "state_avx512", "quadratic_avx2" */
+    const char *name; /* e.g. "reference", "state_avx512", "quadratic_avx2" */
     hla_form form;
     bool runs_here;    /* this machine can execute it */
     const char *needs; /* the instruction sets it needs, "" for baseline */
