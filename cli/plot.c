@@ -71,7 +71,8 @@ static void print_seconds(char *out, size_t size, double seconds) {
 
 static void print_grid(FILE *file, const plot_data *plot, const plot_axes *axes) {
     char text[32];
-    for (double decade = axes->y_low; decade <= axes->y_high + 0.5; decade++) {
+    for (int i = 0; i <= (int)(axes->y_high - axes->y_low + 0.5); i++) {
+        double decade = axes->y_low + i;
         double y = place_y(axes, pow(10, decade));
         fprintf(file, "<line x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\" stroke=\"#ddd\"/>\n", LEFT, y, WIDTH - RIGHT,
                 y);

@@ -104,11 +104,9 @@ void session_progress(cli_session *session, const char *stage, int64_t done, int
     bool last = done >= total, again = !fresh && done == session->done;
     session->done = done;
     session->total = total;
-    if (fresh && !session->terminal)
-        session->last_drawn = now; /* a plain line says what was done, not what begins */
+    if (fresh && !session->terminal) session->last_drawn = now; /* a plain line says what was done, not what begins */
     double wait = session->terminal ? REDRAW_SECONDS : PLAIN_SECONDS;
-    if (again || (!last && now - session->last_drawn < wait && (!fresh || !session->terminal)))
-        return;
+    if (again || (!last && now - session->last_drawn < wait && (!fresh || !session->terminal))) return;
     session->last_drawn = now;
     if (session->terminal)
         draw_live(session, now - session->stage_start);

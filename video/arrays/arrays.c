@@ -40,18 +40,19 @@ hlv_status hlv_array_file_open(hlv_context *context, const char *path, hlv_array
     array_format format = find_format(path);
     if (format == FORMAT_NONE) return unknown_format(context, path);
     hlv_array_file *opened = calloc(1, sizeof *opened);
-    if (opened != NULL) opened->path = strdup(path);
-    hlv_status status = opened == NULL || opened->path == NULL
-                            ? hlv_fail(context, HLV_ERROR_MEMORY, "out of memory while opening '%s'", path)
-                            : HLV_OK;
-    if (status == HLV_OK && format == FORMAT_SAFETENSORS) status = hlv_weights_open(context, path, &opened->weights);
-    if (status == HLV_OK && format == FORMAT_NPY && access(path, R_OK) != 0)
+    if (opened == NULL || (opened->path = strdup(path)) == NULL) {
+        free(opened);
+        return hlv_fail(context, HLV_ERROR_MEMORY, "out of memory while opening '%s'", path);
+    }
+    opened->ctx = context;
+    hlv_status status = HLV_OK;
+    if (format == FORMAT_SAFETENSORS) status = hlv_weights_open(context, path, &opened->weights);
+    if (format == FORMAT_NPY && access(path, R_OK) != 0)
         status = hlv_fail(context, HLV_ERROR_IO, "cannot read '%s': %s", path, strerror(errno));
     if (status != HLV_OK) {
         hlv_array_file_close(opened);
         return status;
     }
-    opened->ctx = context;
     *file = opened;
     return HLV_OK;
 }

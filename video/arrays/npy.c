@@ -160,8 +160,8 @@ static float from_half(uint16_t half) {
 
 static void to_float(float *out, const void *in, size_t count, size_t element) {
     for (size_t i = 0; i < count; i++) {
-        uint16_t half;
-        double number;
+        uint16_t half = 0;
+        double number = 0;
         if (element == sizeof half) {
             memcpy(&half, (const char *)in + i * element, element);
             out[i] = from_half(half);

@@ -88,9 +88,7 @@ hlv_status hlv_path_check(hlv_context *ctx, const char *path, bool sequence) {
     if (directory == NULL) return hlv_fail(ctx, HLV_ERROR_MEMORY, "out of memory while checking '%s'", path);
     struct stat info;
     hlv_status status = HLV_OK;
-    if (stat(directory, &info) != 0)
-        status = hlv_fail(ctx, HLV_ERROR_IO, "cannot write '%s': directory '%s': %s", path, directory, strerror(errno));
-    else if (!S_ISDIR(info.st_mode))
+    if (stat(directory, &info) == 0 && !S_ISDIR(info.st_mode))
         status = hlv_fail(ctx, HLV_ERROR_IO, "cannot write '%s': '%s' is not a directory", path, directory);
     else if (access(directory, W_OK | X_OK) != 0)
         status = hlv_fail(ctx, HLV_ERROR_IO, "cannot write '%s': directory '%s': %s", path, directory, strerror(errno));

@@ -71,35 +71,40 @@ static const hlv_video_format formats[] = {
 };
 static const hlv_video_format png_sequence = {".png", &hlv_png_sequence_encoder, NULL, true};
 
-static hlv_status find_format(hlv_context *ctx, const char *path, const hlv_video_format **format) {
-    if (path == NULL || path[0] == '\0') return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "the output path is empty");
+/* NULL, and a sentence, when the path asks for none. */
+static const hlv_video_format *find_format(hlv_context *ctx, const char *path) {
+    if (path == NULL || path[0] == '\0') {
+        hlv_fail(ctx, HLV_ERROR_ARGUMENT, "the output path is empty");
+        return NULL;
+    }
     const char *slash = strrchr(path, '/');
     const char *name = slash == NULL ? path : slash + 1;
     size_t length = strlen(name);
-    for (size_t i = 0; i < sizeof formats / sizeof formats[0]; i++) {
+    const hlv_video_format *format = NULL;
+    for (size_t i = 0; i < sizeof formats / sizeof formats[0] && format == NULL; i++) {
         size_t extension = strlen(formats[i].extension);
-        if (length <= extension || strcasecmp(name + length - extension, formats[i].extension) != 0) continue;
-        *format = &formats[i];
-        if (strcmp(formats[i].extension, ".png") != 0 || strchr(name, '%') == NULL) return HLV_OK;
-        *format = &png_sequence;
-        if (hlv_pattern_valid(path)) return HLV_OK;
-        return hlv_fail(
-            ctx, HLV_ERROR_ARGUMENT,
-            "output '%s': a name with %% must hold exactly one %%d or %%0Nd (N from 1 to 9) in its last part, "
-            "as in frame-%%03d.png",
-            path);
+        if (length > extension && strcasecmp(name + length - extension, formats[i].extension) == 0)
+            format = &formats[i];
     }
-    return hlv_fail(ctx, HLV_ERROR_ARGUMENT,
-                    "output '%s': its ending must be one of .mp4 .webm .gif .png .apng .y4m, or a pattern such as "
-                    "frame-%%03d.png",
-                    path);
+    if (format == NULL)
+        hlv_fail(ctx, HLV_ERROR_ARGUMENT,
+                 "output '%s': its ending must be one of .mp4 .webm .gif .png .apng .y4m, or a pattern such as "
+                 "frame-%%03d.png",
+                 path);
+    if (format == NULL || strcmp(format->extension, ".png") != 0 || strchr(name, '%') == NULL) return format;
+    if (hlv_pattern_valid(path)) return &png_sequence;
+    hlv_fail(ctx, HLV_ERROR_ARGUMENT,
+             "output '%s': a name with %% must hold exactly one %%d or %%0Nd (N from 1 to 9) in its last part, as in "
+             "frame-%%03d.png",
+             path);
+    return NULL;
 }
 
 hlv_status hlv_video_check(hlv_context *context, const char *path) {
     if (context == NULL) return HLV_ERROR_ARGUMENT;
-    const hlv_video_format *format = NULL;
-    hlv_status status = find_format(context, path, &format);
-    if (status == HLV_OK) status = hlv_path_check(context, path, format->sequence);
+    const hlv_video_format *format = find_format(context, path);
+    if (format == NULL) return HLV_ERROR_ARGUMENT;
+    hlv_status status = hlv_path_check(context, path, format->sequence);
     if (status == HLV_OK && format->ffmpeg_options != NULL) status = hlv_ffmpeg_probe(context, path, format);
     return status;
 }
@@ -182,9 +187,9 @@ hlv_status hlv_video_writer_open(hlv_context *context, const char *path, const h
                                  hlv_video_writer **writer) {
     if (context == NULL || writer == NULL) return HLV_ERROR_ARGUMENT;
     *writer = NULL;
-    const hlv_video_format *format = NULL;
-    hlv_status status = find_format(context, path, &format);
-    if (status == HLV_OK) status = check_info(context, path, info);
+    const hlv_video_format *format = find_format(context, path);
+    if (format == NULL) return HLV_ERROR_ARGUMENT;
+    hlv_status status = check_info(context, path, info);
     if (status == HLV_OK) status = hlv_path_check(context, path, format->sequence);
     if (status != HLV_OK) return status;
     hlv_video_writer *made = calloc(1, sizeof *made);
