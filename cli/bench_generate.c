@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #define MAX_REPEAT 16
+#define MAX_STEPS 1000
 
 typedef struct bench_settings {
     cli_common common;
@@ -41,32 +42,70 @@ const cli_command bench_generate_command = {
     table,
     "--json FILE writes {\"machine\", \"runs\": [{\"attention\", \"seconds_per_step\", \"stage_seconds\", "
     "\"peak_bytes\", ...}]};\n"
-    "the table goes to standard output in any case. Seconds are wall-clock time, bytes are what the engine allocated.\n"
+    "the table goes to standard output in any case. Seconds are wall-clock time, those of a step the median over the "
+    "steps;\n"
+    "bytes are what the engine allocated.\n"
     "\n"
     "Examples:\n"
     "  hla bench generate --json speed.json\n"
     "  hla bench generate --steps 4 --repeat 3 --threads 1\n",
     run};
 
+/* When each sampling step was done; what the progress callback fills. */
+typedef struct step_times {
+    cli_session *session;
+    double at[MAX_STEPS + 1];
+    int count;
+} step_times;
+
 typedef struct bench_run {
     hlv_attention attention;
     hlv_generate_options options;
     hlv_generate_result result;
-    double seconds; /* all stages */
+    double seconds;          /* all stages */
+    double seconds_per_step; /* the median: the first steps also wake threads and fill caches */
     double open_seconds;
 } bench_run;
 
+static void on_progress(void *user, const char *stage, int64_t done, int64_t total) {
+    step_times *times = user;
+    if (strcmp(stage, "sample") == 0 && done <= MAX_STEPS) {
+        if (done == 0) times->count = 0;
+        if (times->count <= MAX_STEPS) times->at[times->count++] = seconds_now();
+    }
+    session_progress(times->session, stage, done, total);
+}
+
+static int by_size(const void *a, const void *b) {
+    double left = *(const double *)a, right = *(const double *)b;
+    return (left > right) - (left < right);
+}
+
+/* Of the times between steps; `mean` where none were reported. */
+static double median_step(const step_times *times, double mean) {
+    double steps[MAX_STEPS];
+    int count = times->count - 1;
+    if (count < 1) return mean;
+    for (int i = 0; i < count; i++)
+        steps[i] = times->at[i + 1] - times->at[i];
+    qsort(steps, (size_t)count, sizeof steps[0], by_size);
+    return (steps[(count - 1) / 2] + steps[count / 2]) / 2;
+}
+
 /* The fastest of `repeat` runs with one attention. */
 static hlv_status measure(cli_session *session, const bench_settings *settings, const char *output, bench_run *run) {
+    step_times times = {.session = session};
     hlv_model *model = NULL;
     char *directory = NULL;
     model_settings chosen = settings->model;
     chosen.attention = (int)run->attention;
+    if (!session->quiet) fprintf(stderr, "with %s attention\n", attention_names[run->attention]);
     hlv_context_peak_bytes(session->ctx, true);
     double start = seconds_now();
     hlv_status status = open_model(session, &chosen, &model, &directory);
     run->open_seconds = seconds_now() - start;
-    run->seconds = INFINITY;
+    run->seconds = run->seconds_per_step = INFINITY;
+    hlv_context_set_progress(session->ctx, on_progress, &times);
     for (int i = 0; i < settings->repeat && status == HLV_OK; i++) {
         hlv_generate_result result = {0};
         clip_options(&run->options, model, &settings->clip);
@@ -75,11 +114,15 @@ static hlv_status measure(cli_session *session, const bench_settings *settings, 
         start = seconds_now();
         status = hlv_generate(model, &run->options, &result);
         double seconds = seconds_now() - start;
+        if (status == HLV_OK)
+            run->seconds_per_step = fmin(run->seconds_per_step, median_step(&times, result.seconds_per_step));
         if (status == HLV_OK && seconds < run->seconds) {
             run->seconds = seconds;
             run->result = result;
         }
     }
+    session_end_line(session);
+    hlv_context_set_progress(session->ctx, NULL, NULL);
     hlv_model_free(model);
     free(directory);
     return status;
@@ -89,7 +132,8 @@ static void run_json(json_writer *out, const bench_run *run) {
     const hlv_generate_result *result = &run->result;
     json_open(out, NULL, '{');
     json_text(out, "attention", attention_names[run->attention]);
-    json_number(out, "seconds_per_step", result->seconds_per_step);
+    json_number(out, "seconds_per_step", run->seconds_per_step);
+    json_number(out, "seconds_per_step_mean", result->seconds_per_step);
     json_open(out, "stage_seconds", '{');
     json_number(out, "load", result->load_seconds);
     json_number(out, "text", result->text_seconds);
@@ -145,11 +189,11 @@ static void report_text(const bench_run *runs, int count) {
     for (int i = 0; i < count; i++) {
         const hlv_generate_result *result = &runs[i].result;
         printf("%-10s %10.4f %8.2f %8.2f %8.2f %8.2f %8.2f %10.0f\n", attention_names[runs[i].attention],
-               result->seconds_per_step, result->text_seconds, result->sample_seconds, result->decode_seconds,
+               runs[i].seconds_per_step, result->text_seconds, result->sample_seconds, result->decode_seconds,
                result->write_seconds, runs[i].seconds, (double)result->peak_bytes / 0x1p20);
     }
     printf("A step with softmax takes %.2f times as long as with hadamard.\n",
-           runs[1].result.seconds_per_step / runs[0].result.seconds_per_step);
+           runs[1].seconds_per_step / runs[0].seconds_per_step);
 }
 
 static hlv_status bench(cli_session *session, const bench_settings *settings) {

@@ -155,11 +155,12 @@ static void report_text(const hlv_generate_options *options, const hlv_generate_
 /* After a stop or a failure: are there latents of this run to go on from? */
 static void say_how_to_go_on(const generate_settings *settings, time_t start) {
     struct stat info;
+    const char *model = settings->model.model;
     if (settings->latents != NULL || settings->output == NULL) return;
     if (settings->save_latents != NULL && stat(settings->save_latents, &info) == 0 && info.st_mtime >= start)
-        fprintf(stderr, "The finished latents are kept. Go on with: hla generate --latents '%s' -o '%s'%s%s\n",
-                settings->save_latents, settings->output, settings->model.model != NULL ? " --model " : "",
-                settings->model.model != NULL ? settings->model.model : "");
+        fprintf(stderr, "The finished latents are kept. Go on with: hla generate --latents '%s' -o '%s'%s%s%s\n",
+                settings->save_latents, settings->output, model != NULL ? " --model '" : "", model != NULL ? model : "",
+                model != NULL ? "'" : "");
     else if (session_interrupted())
         fprintf(stderr,
                 "Nothing was written. With --save-latents F a finished sampling is kept and can be decoded later with "

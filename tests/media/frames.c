@@ -86,8 +86,9 @@ char *run_program(size_t *size, const char *format, ...) {
         used += got;
         if (room - used < room / 2) {
             room *= 2;
-            text = realloc(text, room);
-            assert_non_null(text);
+            char *larger = realloc(text, room);
+            assert_non_null(larger);
+            text = larger;
         }
     }
     text[used] = '\0';
