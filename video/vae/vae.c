@@ -108,11 +108,6 @@ static hlv_status decode_clip(const hlv_vae *vae, vae_stream *stream, const floa
     for (int64_t f = 0; f < F && status == HLV_OK; f++) {
         vae_chunk chunk = {0};
         hlv_progress(ctx, "decode", f, F);
-        if (hlv_cancelled(ctx)) {
-            status = hlv_fail(ctx, HLV_ERROR_CANCELLED, "stopped after decoding %lld of %lld latent frames",
-                              (long long)f, (long long)F);
-            break;
-        }
         take_latents(&vae->config, z, latents, F, f, pixels);
         status = decode_frame(vae, stream, z, z + pixels * C, pixels, &chunk);
         if (status == HLV_ERROR_CANCELLED) status = cancelled(ctx, "decoding", f, F);
@@ -151,11 +146,6 @@ static hlv_status encode_clip(const hlv_vae *vae, vae_stream *stream, float *lat
     for (int64_t f = 0; f < F && status == HLV_OK; f++) {
         vae_chunk chunk = {0};
         hlv_progress(ctx, "encode", f, F);
-        if (hlv_cancelled(ctx)) {
-            status = hlv_fail(ctx, HLV_ERROR_CANCELLED, "stopped after encoding %lld of %lld latent frames",
-                              (long long)f, (long long)F);
-            break;
-        }
         const int64_t first = f == 0 ? 0 : 1 + (f - 1) * scale;
         status = hlv_vae_stream_push(stream, frames + first * floats_a_frame, f == 0 ? 1 : scale, &chunk);
         if (status == HLV_ERROR_CANCELLED) status = cancelled(ctx, "encoding", f, F);
