@@ -150,13 +150,14 @@ unsigned char *read_png(const char *path, int *width, int *height) {
         memcpy(packed + used, bytes + at + 8, big_endian(bytes + at));
         used += big_endian(bytes + at);
     }
-    uLongf length = (uLongf)(*height * (*width * 3 + 1));
+    const size_t stride = (size_t)*width * 3;
+    uLongf length = (uLongf)*height * (stride + 1);
     unsigned char *rows = malloc(length), *pixels = malloc(length);
     assert_true(rows && pixels);
     assert_int_equal(uncompress(rows, &length, packed, used), Z_OK);
     unfilter(rows, *height, *width * 3);
-    for (int y = 0; y < *height; y++)
-        memcpy(pixels + y * *width * 3, rows + y * (*width * 3 + 1) + 1, (size_t)*width * 3);
+    for (size_t y = 0; y < (size_t)*height; y++)
+        memcpy(pixels + y * stride, rows + y * (stride + 1) + 1, stride);
     free(bytes), free(packed), free(rows);
     return pixels;
 }

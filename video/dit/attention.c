@@ -93,7 +93,7 @@ static hlv_status cross_plan(hlv_dit_session *session, int64_t keys, const hla_s
 hlv_status hlv_dit_cross_attention(hlv_dit_session *session, float *out, const float *q, const hlv_dit_prompt *prompt,
                                    int n) {
     const int64_t N = session->tokens, keys = prompt->keys, head = session->dit->config.attention_head_dim;
-    const float *k = prompt->rows + 2 * n * keys * prompt->width, *v = k + keys * prompt->width;
+    const float *k = prompt->rows + 2 * (int64_t)n * keys * prompt->width, *v = k + keys * prompt->width;
     const hla_softmax_plan *plan = NULL;
     hlv_status status = cross_plan(session, keys, &plan);
     if (status != HLV_OK) return status;

@@ -53,7 +53,7 @@ static hlv_status fill(hlv_dit_prompt *prompt, const hlv_dit *dit, const float *
     if (!context) return HLV_ERROR_MEMORY;
     hlv_status status = project_text(dit, context, text, real_tokens, keys);
     for (int n = 0; status == HLV_OK && n < dit->config.num_layers; n++) {
-        float *k = prompt->rows + 2 * n * size;
+        float *k = prompt->rows + 2 * (int64_t)n * size;
         status = project_block(dit, &dit->blocks[n].cross, k, k + size, context, keys);
     }
     hlv_free(dit->ctx, context);

@@ -64,7 +64,7 @@ hlv_status hlv_latents_read(hlv_run *run, const char *path, const char *name, co
 /* Appends a pair; NULL values are left out. */
 static hlv_status describe(hlv_run *run, int key, const char *value) {
     if (!value) return HLV_OK;
-    char **pair = run->metadata + 2 * run->metadata_count++;
+    char **pair = &run->metadata[2 * run->metadata_count++];
     pair[0] = strdup(KEYS[key]);
     pair[1] = strdup(value);
     return pair[0] && pair[1] ? HLV_OK : hlv_fail(run->ctx, HLV_ERROR_MEMORY, "out of memory for the metadata");

@@ -121,6 +121,19 @@ static hlv_status check_options(hlv_context *ctx, const hlv_model_options *optio
     return HLV_OK;
 }
 
+static hlv_status open_into(hlv_model *model, const hlv_model_options *options) {
+    model->attention = options->attention, model->dtype = options->dtype;
+    model->directory = strdup(options->directory);
+    if (!model->directory) {
+        hlv_fail(model->ctx, HLV_ERROR_MEMORY, "out of memory for the model's path");
+        return HLV_ERROR_MEMORY;
+    }
+    hlv_status status = read_configs(model);
+    if (status == HLV_OK) status = compare_configs(model);
+    if (status == HLV_OK) status = find_adapter(model, options->adapter);
+    return status == HLV_OK ? check_adapter(model) : status;
+}
+
 hlv_status hlv_model_open(hlv_context *ctx, const hlv_model_options *options, hlv_model **out) {
     if (!ctx || !out) return HLV_ERROR_ARGUMENT;
     *out = NULL;
@@ -129,13 +142,8 @@ hlv_status hlv_model_open(hlv_context *ctx, const hlv_model_options *options, hl
     if (status != HLV_OK) return status;
     hlv_model *model = calloc(1, sizeof *model);
     if (!model) return hlv_fail(ctx, HLV_ERROR_MEMORY, "out of memory for the model");
-    model->ctx = ctx, model->attention = options->attention, model->dtype = options->dtype;
-    model->directory = strdup(options->directory);
-    if (!model->directory) status = hlv_fail(ctx, HLV_ERROR_MEMORY, "out of memory for the model's path");
-    if (status == HLV_OK) status = read_configs(model);
-    if (status == HLV_OK) status = compare_configs(model);
-    if (status == HLV_OK) status = find_adapter(model, options->adapter);
-    if (status == HLV_OK) status = check_adapter(model);
+    model->ctx = ctx;
+    status = open_into(model, options);
     if (status != HLV_OK) {
         hlv_model_free(model);
         return status;
