@@ -53,7 +53,7 @@ void hlv_vae_stream_free(vae_stream *stream);
 
 /* x [frames, height, width, channels] of the network's input; the first chunk of a clip has one frame. The result
  * [frames_out, height_out, width_out, channels_out] is the stream's own and lasts until the next push.
- * Asks whether to stop before each layer: HLV_ERROR_CANCELLED comes without a sentence, and the stream is of no more use. */
+ * Asks whether to stop before each layer: HLV_ERROR_CANCELLED comes without a sentence, and ends the stream's use. */
 typedef struct vae_chunk {
     float *x;
     int64_t frames, height, width, channels;

@@ -140,7 +140,7 @@ hlv_status hlv_vae_decode(const hlv_vae *vae, const float *latents, int64_t F, i
 static hlv_status encode_clip(const hlv_vae *vae, vae_stream *stream, float *latents, const float *frames, int64_t N,
                               int64_t floats_a_frame, int64_t pixels) {
     hlv_context *ctx = vae->ctx;
-    const int64_t C2 = 2 * vae->config.z_dim, scale = hlv_vae_temporal_scale(vae), F = (N - 1) / scale + 1;
+    const int64_t C2 = (int64_t)2 * vae->config.z_dim, scale = hlv_vae_temporal_scale(vae), F = (N - 1) / scale + 1;
     float *moments = hlv_alloc_floats(ctx, pixels * C2);
     hlv_status status = moments ? HLV_OK : HLV_ERROR_MEMORY;
     for (int64_t f = 0; f < F && status == HLV_OK; f++) {
