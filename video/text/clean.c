@@ -28,6 +28,10 @@ static void fix_characters(hlv_runes *text) {
     for (size_t i = 0; i < text->length; i++) {
         uint32_t parts[3], wide[2];
         uint32_t code = hlv_c1_as_windows(text->data[i]);
+        if (code < 0x80) {
+            hlv_runes_append(&out, code);
+            continue;
+        }
         size_t count = hlv_ligature_parts(parts, code);
         if (count == 0) parts[0] = code, count = 1;
         for (size_t p = 0; p < count; p++) {

@@ -213,6 +213,10 @@ static void order_marks(hlv_runes *runes) {
 }
 
 void hlv_runes_compose(hlv_runes *runes) {
+    size_t plain = 0; /* below U+0300 nothing combines */
+    while (plain < runes->length && runes->data[plain] < 0x300)
+        plain++;
+    if (plain == runes->length) return;
     hlv_runes apart = {0};
     for (size_t i = 0; i < runes->length; i++)
         decompose(&apart, runes->data[i]);
