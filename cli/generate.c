@@ -147,7 +147,7 @@ static void report_text(const hlv_generate_options *options, const hlv_generate_
                  result->write_seconds;
     printf("%s: ", options->output != NULL ? options->output : options->save_latents);
     if (options->latents == NULL)
-        printf("%dx%d, %d frames, seed %llu, %d steps of %.2f s; ", options->width, options->height, options->frames,
+        printf("%dx%d, %d frames, seed %llu, %d steps of %.3g s; ", options->width, options->height, options->frames,
                (unsigned long long)options->seed, options->steps, result->seconds_per_step);
     printf("%.1f s in all, %.0f MiB at most\n", all, (double)result->peak_bytes / 0x1p20);
 }

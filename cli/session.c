@@ -5,10 +5,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
-#define BAR 24
+#define BAR 24            /* characters, fewer on a narrow terminal */
+#define BESIDE_THE_BAR 60 /* characters */
+#define COLUMNS 80        /* of a terminal that does not tell */
 #define REDRAW_SECONDS 0.1
 #define PLAIN_SECONDS 10.0 /* between lines of one stage where there is no terminal */
 
@@ -61,13 +64,26 @@ void session_end_line(cli_session *session) {
     session->line_open = false;
 }
 
+static int bar_width(void) {
+    struct winsize size = {0};
+    int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : COLUMNS;
+    int room = columns - BESIDE_THE_BAR;
+    return room < 0 ? 0 : room < BAR ? room : BAR;
+}
+
+/* A terminal that understands "back to the start of the line" and "clear to its end". */
+static bool is_terminal(void) {
+    const char *kind = getenv("TERM");
+    return isatty(STDERR_FILENO) == 1 && kind != NULL && strcmp(kind, "dumb") != 0;
+}
+
 static void draw_live(cli_session *session, double elapsed) {
     double share = session->total > 0 ? (double)session->done / (double)session->total : 0;
-    int filled = (int)(share * BAR + 0.5);
+    int bar = bar_width(), filled = (int)(share * bar + 0.5);
     char took[32], left[32] = "";
     print_seconds(took, sizeof took, elapsed);
     fprintf(stderr, "\r%-7s [", session->stage);
-    for (int i = 0; i < BAR; i++)
+    for (int i = 0; i < bar; i++)
         fputc(i < filled ? '#' : '.', stderr);
     fprintf(stderr, "] %lld/%lld  %s", (long long)session->done, (long long)session->total, took);
     if (session->done > 0 && session->done < session->total) {
@@ -137,7 +153,7 @@ int session_open(cli_session *session, const cli_command *command, const cli_com
                              .quiet = options->quiet,
                              .verbose = options->verbose,
                              .json = options->json,
-                             .terminal = isatty(STDERR_FILENO) == 1};
+                             .terminal = is_terminal()};
     hlv_status status = hlv_context_create(&session->ctx);
     if (status == HLV_OK) status = hlv_context_set_threads(session->ctx, options->threads);
     if (status == HLV_OK) status = hlv_context_set_memory_limit(session->ctx, options->memory_limit);
