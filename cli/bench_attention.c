@@ -299,7 +299,9 @@ static int by_size(const void *a, const void *b) {
 
 static hlv_status bench(bench_state *state, const bench_settings *settings) {
     int count = settings->tokens.count;
-    hlv_status status = create_operands(state, settings, settings->tokens.items[count - 1]);
+    hlv_status status = check_report(&state->session, settings->json_file);
+    if (status == HLV_OK) status = check_report(&state->session, settings->plot_file);
+    if (status == HLV_OK) status = create_operands(state, settings, settings->tokens.items[count - 1]);
     for (int i = 0; i < count && status == HLV_OK; i++) {
         session_progress(&state->session, "bench", i, count);
         status = measure(state, settings, settings->tokens.items[i], &state->rows[i]);

@@ -206,7 +206,8 @@ static hlv_status bench(cli_session *session, const bench_settings *settings) {
         return HLV_ERROR_IO;
     }
     snprintf(output, sizeof output, "%s/clip.%.32s", scratch, settings->format);
-    hlv_status status = hlv_video_check(session->ctx, output);
+    hlv_status status = check_report(session, settings->json_file);
+    if (status == HLV_OK) status = hlv_video_check(session->ctx, output);
     for (int i = 0; i < 2 && status == HLV_OK; i++)
         status = measure(session, settings, output, &runs[i]);
     unlink(output);

@@ -181,23 +181,45 @@ int session_close(cli_session *session, hlv_status status) {
     return exit_status;
 }
 
+static hlv_status cannot_write(cli_session *session, const char *path, int error) {
+    snprintf(session->message, sizeof session->message, "cannot write '%.400s': %s", path, strerror(error));
+    session->sentence = session->message;
+    return HLV_ERROR_IO;
+}
+
+/* A file beside path that becomes path at the end; NULL, and the sentence, when it cannot be made. */
+static FILE *open_part(cli_session *session, const char *path, char **part) {
+    size_t size = strlen(path) + 32;
+    *part = malloc(size);
+    if (*part != NULL) snprintf(*part, size, "%s.%ld.part", path, (long)getpid());
+    FILE *file = *part != NULL ? fopen(*part, "wxe") : NULL;
+    if (file == NULL) {
+        cannot_write(session, path, errno);
+        free(*part);
+        *part = NULL;
+    }
+    return file;
+}
+
+hlv_status check_report(cli_session *session, const char *path) {
+    char *part = NULL;
+    FILE *file = path != NULL ? open_part(session, path, &part) : NULL;
+    if (file == NULL) return path != NULL ? HLV_ERROR_IO : HLV_OK;
+    fclose(file);
+    unlink(part);
+    free(part);
+    return HLV_OK;
+}
+
 hlv_status write_report(cli_session *session, const char *path, void (*print)(FILE *file, const void *user),
                         const void *user) {
-    size_t size = strlen(path) + 32;
-    char *part = malloc(size);
-    if (part == NULL) {
-        session->sentence = "out of memory";
-        return HLV_ERROR_MEMORY;
-    }
-    snprintf(part, size, "%s.%ld.part", path, (long)getpid());
-    FILE *file = fopen(part, "wxe");
-    bool good = file != NULL;
-    if (good) {
-        print(file, user);
-        good = fflush(file) == 0 && ferror(file) == 0;
-    }
+    char *part = NULL;
+    FILE *file = open_part(session, path, &part);
+    if (file == NULL) return HLV_ERROR_IO;
+    print(file, user);
+    bool good = fflush(file) == 0 && ferror(file) == 0;
     int error = errno;
-    if (file != NULL && fclose(file) != 0 && good) {
+    if (fclose(file) != 0 && good) {
         good = false;
         error = errno;
     }
@@ -205,11 +227,7 @@ hlv_status write_report(cli_session *session, const char *path, void (*print)(FI
         good = false;
         error = errno;
     }
-    if (!good) {
-        snprintf(session->message, sizeof session->message, "cannot write '%.400s': %s", path, strerror(error));
-        session->sentence = session->message;
-        if (file != NULL) unlink(part);
-    }
+    if (!good) unlink(part);
     free(part);
-    return good ? HLV_OK : HLV_ERROR_IO;
+    return good ? HLV_OK : cannot_write(session, path, error);
 }

@@ -36,6 +36,9 @@ void session_progress(cli_session *session, const char *stage, int64_t done, int
 
 bool session_interrupted(void); /* Ctrl-C, or SIGTERM or SIGHUP, has come */
 
+/* Whether write_report could write there, to be asked before computing; NULL is fine. */
+hlv_status check_report(cli_session *session, const char *path);
+
 /* Writes a file by print(file, user); it appears under its name only when it is whole. */
 hlv_status write_report(cli_session *session, const char *path, void (*print)(FILE *file, const void *user),
                         const void *user);

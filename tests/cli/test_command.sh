@@ -179,6 +179,8 @@ results() {
         [ "$options" = "--negative rain" ] && continue # the tiny checkpoint may not tell prompts apart
         cmp -s out/one.y4m out/two.y4m && complain "$options changes nothing"
     done
+    expect 0 "" "${clip[@]:0:2}" "${small[@]}" --frames 1 --json -o out/j.gif -- $'-a "cat"\\ \t\x01 🚀'
+    valid_json stdout 'd["prompt"] == "-a \"cat\"\\ \t\x01 🚀" and d["frames"] == 1'
     rm -rf out && mkdir out
     refuse 1 "none.safetensors" "$hla" generate --latents none.safetensors --model "$model" -o out/a.gif
     printf 'too short' >bad.safetensors
@@ -335,6 +337,8 @@ others() {
         --json out/a.json --plot out/a.svg
     valid_json out/a.json 'len(d["runs"]) == 6 and all(r["relative_error"] <= 1e-5 for r in d["runs"])'
     python3 -c 'import xml.dom.minidom; xml.dom.minidom.parse("out/a.svg")' 2>>stderr || complain "out/a.svg is no XML"
+    rm out/a.json out/a.svg
+    refuse 1 "no/a.svg" "$hla" bench attention --tokens 64 --plot no/a.svg
     expect 0 "ratio" "$hla" bench attention --threads 1 --tokens 64 --dtype bf16 --form quadratic --factors 3 --rank 4
     rm -rf out && mkdir out
 
