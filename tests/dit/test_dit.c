@@ -120,8 +120,8 @@ static float *run_example(hlv_context *ctx, const hlv_dit *dit, const example *e
     return velocity;
 }
 
-static const char *const FOLDERS[] = {"one_head",    "two_heads_sharded", "three_heads", "time_patch",
-                                      "stored_bf16", "hla_mixed",         "hla_variants"};
+static const char *const FOLDERS[] = {"one_head",    "two_heads_sharded", "three_heads",  "time_patch",
+                                      "stored_bf16", "hla_mixed",         "hla_variants", "many_tokens"};
 #define FOLDER_COUNT (sizeof FOLDERS / sizeof *FOLDERS)
 
 static void parity(const char *name, hla_dtype dtype, double tolerance) {
@@ -213,33 +213,6 @@ static void test_same_bits_on_any_threads(void **state) {
         }
         free(one);
     }
-}
-
-/* More tokens than one chunk: every latent frame of a repeated clip must not depend on where a chunk ends, so compare
- * with the same weights' answer computed on one thread in bf16 and float32: they agree to bf16's precision only if the
- * chunks join. */
-static void test_many_chunks(void **state) {
-    (void)state;
-    hlv_context *ctx = open_context(2);
-    hlv_dit *dit = open_dit(ctx, "hla_variants", HLV_ATTENTION_DEFAULT, HLA_F32);
-    hlv_dit *coarse = open_dit(ctx, "hla_variants", HLV_ATTENTION_DEFAULT, HLA_BF16);
-    example e = {.F = 5, .Y = 25, .X = 21, .real_tokens = 2, .text_tokens = 4, .timestep = 321};
-    const hlv_transformer_config *config = hlv_dit_config(dit);
-    e.count = config->in_channels * e.F * e.Y * e.X;
-    assert_true(e.F * e.Y * e.X > 2 * 1024);
-    e.latents = poisoned(e.count);
-    e.text = poisoned(2 * config->text_dim);
-    for (int64_t i = 0; i < e.count; i++)
-        e.latents[i] = (float)sin(0.7 * (double)i);
-    for (int i = 0; i < 2 * config->text_dim; i++)
-        e.text[i] = (float)cos(1.3 * i);
-    float *fine = run_example(ctx, dit, &e), *rough = run_example(ctx, coarse, &e);
-    double error = relative_error(rough, fine, e.count);
-    assert_true(error <= 3e-2);
-    free(fine), free(rough), free_example(&e);
-    hlv_dit_free(dit);
-    hlv_dit_free(coarse);
-    hlv_context_free(ctx);
 }
 
 /* Forcing softmax leaves the adapter aside, its overrides too. */
@@ -439,14 +412,58 @@ static void test_bad_adapters(void **state) {
     hlv_context_free(ctx);
 }
 
+static void count_warning(void *user, hlv_log_level level, const char *sentence) {
+    if (level == HLV_LOG_WARNING && strstr(sentence, "blocks.0.atn1.to_q.bias")) ++*(int *)user;
+}
+
+/* A name in an adapter that fits nothing is told; an adapter without a Hadamard block is no answer to --attention. */
+static void test_adapter_of_softmax_blocks(void **state) {
+    (void)state;
+    char folder[] = "/tmp/hlv_dit_XXXXXX", config[64], weights[64];
+    assert_non_null(mkdtemp(folder));
+    snprintf(config, sizeof config, "%s/config.json", folder);
+    snprintf(weights, sizeof weights, "%s/model.safetensors", folder);
+    FILE *file = fopen(config, "w");
+    assert_non_null(file);
+    fputs("{\"_class_name\": \"HadamardLinearAttention\", \"blocks\": [{\"kind\": \"softmax\"}, "
+          "{\"kind\": \"softmax\"}]}",
+          file);
+    fclose(file);
+    hlv_context *ctx = open_context(1);
+    const float values[12] = {0};
+    const hlv_tensor_out tensor = {"blocks.0.atn1.to_q.bias", HLA_F32, 1, {12}, values};
+    check_ok(ctx, hlv_safetensors_write(ctx, weights, &tensor, 1, NULL, 0));
+    int warnings = 0;
+    hlv_context_set_log(ctx, count_warning, &warnings);
+    hlv_dit *dit = NULL;
+    const char *transformer = GOLDEN "one_head/transformer";
+    assert_int_equal(hlv_dit_open(ctx, transformer, folder, HLV_ATTENTION_HADAMARD, HLA_F32, &dit), HLV_ERROR_ARGUMENT);
+    assert_non_null(strstr(hlv_context_error(ctx), "every block softmax"));
+    assert_int_equal(warnings, 0);
+    check_ok(ctx, hlv_dit_open(ctx, transformer, folder, HLV_ATTENTION_DEFAULT, HLA_F32, &dit));
+    assert_int_equal(warnings, 1);
+    assert_int_equal(hlv_dit_hadamard_blocks(dit), 0);
+    hlv_dit_free(dit);
+    dit = open_dit(ctx, "hla_mixed", HLV_ATTENTION_HADAMARD, HLA_F32);
+    assert_int_equal(hlv_dit_hadamard_blocks(dit), 3);
+    hlv_dit_free(dit);
+    hlv_context_free(ctx);
+    unlink(config), unlink(weights), rmdir(folder);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parity),       cmocka_unit_test(test_parity_bf16),
-        cmocka_unit_test(test_reuse),        cmocka_unit_test(test_same_bits_on_any_threads),
-        cmocka_unit_test(test_many_chunks),  cmocka_unit_test(test_forced_softmax),
-        cmocka_unit_test(test_rope),         cmocka_unit_test(test_cancel),
-        cmocka_unit_test(test_bad_sizes),    cmocka_unit_test(test_config_against_weights),
+        cmocka_unit_test(test_parity),
+        cmocka_unit_test(test_parity_bf16),
+        cmocka_unit_test(test_reuse),
+        cmocka_unit_test(test_same_bits_on_any_threads),
+        cmocka_unit_test(test_forced_softmax),
+        cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_bad_sizes),
+        cmocka_unit_test(test_config_against_weights),
         cmocka_unit_test(test_bad_adapters),
+        cmocka_unit_test(test_adapter_of_softmax_blocks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

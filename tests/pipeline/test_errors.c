@@ -127,6 +127,9 @@ static void preview_pattern(hlv_generate_options *o) {
 static void preview_never(hlv_generate_options *o) {
     o->preview = "/tmp/preview.png", o->preview_every = 0;
 }
+static void preview_on_output(hlv_generate_options *o) {
+    o->output = o->preview = "/tmp/same.png";
+}
 static void not_initialised(hlv_generate_options *o) {
     o->struct_size = 0;
 }
@@ -178,6 +181,7 @@ static void test_bad_options(void **state) {
         {preview_not_png, HLV_ERROR_ARGUMENT, "preview"},
         {preview_pattern, HLV_ERROR_ARGUMENT, "preview"},
         {preview_never, HLV_ERROR_ARGUMENT, "preview_every"},
+        {preview_on_output, HLV_ERROR_ARGUMENT, "/tmp/same.png"},
         {not_initialised, HLV_ERROR_ARGUMENT, "struct_size"},
     };
     hlv_context *ctx = open_context(1);
