@@ -326,7 +326,10 @@ static hlv_status make_plan(hlv_conv *c, int64_t height, int64_t width) {
     if (c->plan && c->plan->height == height && c->plan->width == width) return HLV_OK;
     drop_plan(c);
     plan *p = calloc(1, sizeof *p);
-    if (!p) return hlv_fail(c->ctx, HLV_ERROR_MEMORY, "%s: out of memory", c->name);
+    if (!p) {
+        hlv_fail(c->ctx, HLV_ERROR_MEMORY, "%s: out of memory", c->name);
+        return HLV_ERROR_MEMORY;
+    }
     c->plan = p;
     p->layout[p->layouts++] = c->packing;
     cut_image(c, p, height, width);
@@ -455,7 +458,7 @@ static hlv_status reserve(hlv_conv *c, job *j) {
 
 hlv_status hlv_conv_run(const hlv_conv *conv, float *y, const float *const *frames, int64_t count, int64_t height,
                         int64_t width, hlv_conv_flags flags) {
-    hlv_conv *c = (hlv_conv *)(uintptr_t)conv; /* the plan is a cache */
+    hlv_conv *c = (hlv_conv *)conv; /* the plan is a cache */
     const hlv_conv_options *o = &c->options;
     const int64_t times = flags.upsample ? 2 : 1;
     bool fits = count >= c->kt && height >= 1 && width >= 1 && height <= MAX_SIDE / times && width <= MAX_SIDE / times;

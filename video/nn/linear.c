@@ -272,23 +272,25 @@ static dnnl_status_t run_item(const job *j, worker *w, int64_t row, int size, in
 }
 
 /* Every block and panel, dealt out to the threads: a block's panels together, so that its rows are gathered once,
- * unless that left threads without work. */
+ * unless that would leave threads without work. */
 static dnnl_status_t run_items(const job *j, int64_t rows, char *memory, size_t x_bytes, size_t y_bytes,
                                size_t stride) {
     const cut c = cut_rows(rows);
     const int threads = hlv_context_threads(j->l->ctx);
-    const int64_t together = c.blocks >= 4 * threads ? j->l->panels : 1;
+    const int64_t together = c.blocks >= 4 * threads ? j->l->panels : 1; /* panels an item */
+    const int64_t items = j->l->panels / together;                       /* a block */
     int failed = dnnl_success;
 #pragma omp parallel num_threads(threads) reduction(max : failed)
     {
         char *own = memory + (size_t)omp_get_thread_num() * stride;
         worker w = {NULL, own, (float *)(void *)(own + x_bytes), own + x_bytes + y_bytes, -1};
         failed = (int)dnnl_stream_create(&w.stream, j->l->engine, dnnl_stream_default_flags);
-#pragma omp for schedule(dynamic, together)
-        for (int64_t item = 0; item < c.blocks * j->l->panels; item++) {
+#pragma omp for schedule(dynamic)
+        for (int64_t item = 0; item < c.blocks * items; item++) {
             int size = 0;
-            int64_t row = block_start(&c, item / j->l->panels, &size);
-            if (failed == dnnl_success) failed = (int)run_item(j, &w, row, size, item % j->l->panels);
+            const int64_t row = block_start(&c, item / items, &size), first = item % items * together;
+            for (int64_t panel = first; panel < first + together && failed == dnnl_success; panel++)
+                failed = (int)run_item(j, &w, row, size, panel);
         }
         if (w.stream) dnnl_stream_destroy(w.stream);
     }

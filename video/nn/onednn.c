@@ -63,7 +63,7 @@ dnnl_status_t hlv_onednn_run(dnnl_primitive_t primitive, dnnl_engine_t engine, d
     for (int i = 0; i < count && status == dnnl_success; i++) {
         if (!arguments[i].desc) continue;
         /* The C interface takes inputs through pointers to non-const too. */
-        void *data = (void *)(uintptr_t)arguments[i].data;
+        void *data = (void *)arguments[i].data;
         given[made].arg = arguments[i].argument;
         status = dnnl_memory_create(&given[made].memory, arguments[i].desc, engine, data);
         if (status == dnnl_success) made++;

@@ -214,11 +214,10 @@ static hlv_status each_frame(const hlv_conv *conv, float *y, const float *x, con
     return hlv_conv_run(conv, y, list, c->frames, c->height, c->width, (hlv_conv_flags){.upsample = upsample});
 }
 
-/* The stream's buffers that are not c->x. */
+/* Two of the stream's buffers that are not c->x. */
 static void other_buffers(const vae_stream *s, const vae_chunk *c, float *other[2]) {
-    int found = 0;
-    for (int i = 0; i < 3 && found < 2; i++)
-        if (s->buffer[i] != c->x) other[found++] = s->buffer[i];
+    other[0] = s->buffer[c->x == s->buffer[0] ? 1 : 0];
+    other[1] = s->buffer[c->x == s->buffer[2] ? 1 : 2];
 }
 
 static int64_t chunk_pixels(const vae_chunk *c) {
@@ -229,7 +228,7 @@ static int64_t chunk_pixels(const vae_chunk *c) {
 typedef hlv_status layer_fn(vae_stream *s, const vae_layer *layer, layer_state *state, vae_chunk *c);
 
 static hlv_status run_conv(vae_stream *s, const vae_layer *layer, layer_state *state, vae_chunk *c) {
-    float *other[2] = {NULL, NULL};
+    float *other[2];
     other_buffers(s, c, other);
     hlv_status status = causal(layer->conv[0], &state->history[0], other[0], c->x, c, false);
     c->x = other[0];
@@ -243,7 +242,7 @@ static hlv_status run_head(vae_stream *s, const vae_layer *layer, layer_state *s
 
 /* x + conv2(silu(norm2(conv1(silu(norm1 x))))), or the shortcut of x in place of x. */
 static hlv_status run_resnet(vae_stream *s, const vae_layer *layer, layer_state *state, vae_chunk *c) {
-    float *other[2] = {NULL, NULL};
+    float *other[2];
     other_buffers(s, c, other);
     float *normed = other[0], *inner = other[1], *result = c->x;
     hlv_l2_norm(s->ctx, normed, c->x, chunk_pixels(c), layer->in, layer->gamma[0], true);
@@ -280,7 +279,7 @@ static hlv_status attend(vae_stream *s, const vae_layer *layer, float *x, float 
 
 static hlv_status run_attention(vae_stream *s, const vae_layer *layer, layer_state *state, vae_chunk *c) {
     (void)state;
-    float *other[2] = {NULL, NULL};
+    float *other[2];
     other_buffers(s, c, other);
     const int64_t pixels = c->height * c->width;
     hlv_status status = HLV_OK;
@@ -302,7 +301,7 @@ static hlv_status double_frames(const vae_layer *layer, history *h, float *y, co
 }
 
 static hlv_status run_upsample(vae_stream *s, const vae_layer *layer, layer_state *state, vae_chunk *c) {
-    float *other[2] = {NULL, NULL};
+    float *other[2];
     other_buffers(s, c, other);
     vae_chunk doubled = *c;
     if (layer->conv[1] && s->started) {
@@ -319,7 +318,7 @@ static hlv_status run_upsample(vae_stream *s, const vae_layer *layer, layer_stat
 /* The first frame passes in time; later ones merge in threes (x_2k-2, x_2k-1, x_2k), so one frame of the past is seen.
  */
 static hlv_status run_downsample(vae_stream *s, const vae_layer *layer, layer_state *state, vae_chunk *c) {
-    float *other[2] = {NULL, NULL};
+    float *other[2];
     other_buffers(s, c, other);
     hlv_status status = each_frame(layer->conv[0], other[0], c->x, c, false);
     c->x = other[0];
@@ -342,7 +341,7 @@ hlv_status hlv_vae_stream_push(vae_stream *s, const float *x, int64_t frames, va
         [VAE_UPSAMPLE] = run_upsample, [VAE_DOWNSAMPLE] = run_downsample, [VAE_HEAD] = run_head,
     };
     /* The first layer, a plain convolution, only reads. */
-    vae_chunk c = {.x = (float *)(uintptr_t)x, .frames = frames, .height = s->height, .width = s->width};
+    vae_chunk c = {.x = (float *)x, .frames = frames, .height = s->height, .width = s->width};
     c.channels = s->network->layers[0].in;
     hlv_status status = HLV_OK;
     for (int i = 0; i < s->network->count && status == HLV_OK; i++) {
