@@ -1,7 +1,8 @@
 """Makes tests/golden/text: tokenizers, cleaned prompts, token ids and UMT5 encoders from the reference implementations.
 
-Truth comes from the prompt_clean of diffusers' WanPipeline (ftfy 6.3.1 and html), tokenizers, sentencepiece and
-transformers' T5Tokenizer and UMT5EncoderModel. Run:  python tests/golden/make_text.py   (fixed seeds; writes about 1 MB)
+Truth comes from the prompt_clean of diffusers' WanPipeline (ftfy 6.3.1 and html), tokenizers, sentencepiece, and
+T5Tokenizer and UMT5EncoderModel of transformers.
+Run:  python tests/golden/make_text.py   (fixed seeds; writes 1.5 MB)
 """
 import io
 import json
@@ -55,63 +56,68 @@ def strings():
     hand = [
         "", " ", "   ", "\t", "\n", "\u00a0", "\u3000", "\u200b", "\u200b \u200b", "\ufeff", "\u2028", " \t\r\n\v\f ",
         "a", "a cat", " a cat", "a cat ", "  a   cat  ", "a\tcat", "a\ncat\nruns", "a\r\ncat", "a\u00a0cat",
-        "a\u3000cat", "a\u2003cat", "a\u200bcat", "a\u200ccat", "a\u200dcat", "a\u2060cat", "a\ufeffcat", "a\u00adcat",
-        "a\x85cat", "a\x1ccat\x1d\x1e\x1fx", "a\u1680cat", "a\u180ecat", "a\u2028cat\u2029dog", "a\u202fcat\u205fdog",
-        "▁", "▁▁", "▁a ▁cat", "a▁cat", "a ▁", " ▁ ", "a  ▁  b", "▁ ", " ▁a",
-        "😀", "😀😀😀", "a 😀 cat", "👨‍👩‍👧‍👦", "👩🏽‍🚀 on the moon", "🏳️‍🌈", "🏴󠁧󠁢󠁷󠁬󠁳󠁿", "🇫🇷", "🇫🇷🇩🇪🇯🇵", "🇫", "❤️", "❤",
-        "👍🏿", "1️⃣ 2️⃣", "©️ ®️ ™️", "☺️", "🚀🐈🐶", "a🚀b", "🫠🫶", "🧑‍⚕️", "♂️", "\u200d", "\ufe0f", "e\ufe0f",
-        "一只猫", "猫", "火箭向上飞行", "我爱北京天安门", "龘靐齉", "𠮷野家", "色调艳丽，过曝", "中文 and English 混合",
-        "猫が走る", "ﾈｺ", "ｶﾞｷﾞｸﾞ", "カタカナ ひらがな", "が", "か\u3099", "ハ\u309a", "㍿", "㌔", "㈱", "①②③", "Ⅳ ⅷ",
-        "고양이", "고양이".encode("utf-8").decode("utf-8"), "\u1100\u1161", "\u1112\u1161\u11ab", "한\u0301글",
-        "قطة", "الصاروخ يطير", "ﷺ", "ﻻ", "لا\u064b", "שָׁלוֹם", "חתול", "हिन्दी", "क़", "क\u093c", "क्षत्रिय", "แมว", "ำ",
-        "é", "e\u0301", "café", "cafe\u0301", "CAFÉ", "ñ", "n\u0303", "ü", "u\u0308", "a\u0308\u0304", "ǟ", "ệ", "e\u0323\u0302",
-        "e\u0302\u0323", "a\u0301\u0301", "o\u031b\u0323", "ö\u0323", "Å", "Å", "A\u030a", "q\u0307\u0323", "q\u0323\u0307",
-        "\u0301", "\u0301a", " \u0301", "x\u20d0", "x\u20dd", "e\u0301\u20dd", "ſ", "ẛ\u0323", "ß", "ẞ", "İ", "ı", "ĳ", "ŉ",
-        "ﬁ", "ﬂ", "ﬀ", "ﬃ", "ﬄ", "ﬅ", "ﬆ", "ﬁsh and ﬂowers", "ǆ Ǆ ǅ", "ŀ", "…", "‥", "¼ ½ ¾", "x²", "x₂", "№", "℃", "™", "ª º",
-        "ＬＯＵＤ　ＮＯＩＳＥＳ", "ａｂｃ１２３", "！？", "￥", "ｅ\u0301", "Ａ\u0301", "１\u0308", "～", "｡｢｣", "￼", "�",
-        "“curly” ‘quotes’", "it’s", "„low“", "«guillemets»", "ʼn", "—", "–", "-", "‐ ‑ ‒", "−", "·", "•", "†", "°", "¯", "´", "¨",
-        "<unk>", "</s>", "<pad>", "<extra_id_0>", "<extra_id_9>", "a <extra_id_0> b", "a<extra_id_0>b", "<extra_id_", "</s",
-        "<extra_id_0><extra_id_1>", "cat </s> dog", "</s></s>", " </s> ", "<unk> cat <unk>", "a <pad>", "<s>", "<0x41>",
-        "<extra_id_1> ", "  <extra_id_1>  cat", "<mask>", "a<mask>b", "a <mask> b", "Hello<word>there", "Hello <word> there",
-        "&amp;", "&lt;b&gt;", "&amp;amp;", "&amp;lt;", "caf&eacute;", "&#233;", "&#xe9;", "&#x1F680;", "&notit;", "&notin;",
-        "&copy 2024", "&#128;", "&#0;", "&#x110000;", "&#xD800;", "&nosuch;", "&", "&;", "&#;", "&#x;", "a&b", "&#38;#233;",
-        "<p>bold &eacute;</p>", "P&EACUTE;REZ", "&#146;quote", "&ampamp;", "&#12", "&NotEqualTilde;", "&#1;", "&#xFFFE;",
-        "&#x80;", "&hellip;", "&nbsp;x", "x&nbsp;&nbsp;y", "&lt", "&LT", "&gtx", "&Aacute", "&aacutex", "&#65&#66;", "&#x41g",
-        "&CounterClockwiseContourIntegral;", "&thetasym;", "&fjlig;", "&bne;", "&BNE;",
-        "\x1b[31mred\x1b[0m", "\x1b[1;31mbold", "\x01\x02control\x7f", "a\x08b", "\u206aarabic\u206f", "\ufff9x\ufffb",
-        "unaffordable", "internationalization of antidisestablishmentarianism", "CamelCaseWord", "snake_case_word",
-        "http://example.com/path?query=1&x=2", "user@example.com", "3.14159", "1,000,000", "$100", "€50", "£20", "50%", "C++", "#1",
-        "a.b.c", "...", "!!!", "(a [b] {c})", "\"quoted\"", "it's", "\\n", "~", "`code`", "tab\there", "A" * 50, "ab" * 40,
-        "zzzzzzzzzzzzzzzzqqqqqqqqxxxxxxx", "ÿþý", "àáâãäå", "ÀÁÂÃÄÅ", "øæå", "Þórr", "đ", "ł", "ŵŷ", "ȘȚșț", "ŞŢ", "ʔ", "ɸ",
-        "Ελληνικά", "Привет", "й", "и\u0306", "Ё", "українська ґ", "Հայերեն", "ქართული", "አማርኛ", "ᏣᎳᎩ", "ᠮᠣᠩᠭᠣᠯ", "𝒥𝓸𝒽𝓷", "𝟘𝟙", "𐍈",
-        "\U000e0001", "\U0010ffff", "\ue000", "\ufdd0", "\u0378", "a\u0660\u0661", "\u2126", "\u212b", "\u1e9b", "\u0344", "\u0958",
-        "\u0f73", "\u0f71\u0f72", "\ufb1d", "\ufb2c", "\u2adc", "\U0001d15e", "\u0340\u0341\u0343", "\u037e", "\u0387", "\u1fef",
-        "x\u0301\u0307", "\u1100\u0301\u1161", "\u1a5e>eeea\ub39b", ">eeea", "eeee", "eeeee", "oeeen", "plLxOnzxeeeeeF",
-        "mkVeeea", "lbteeeb", "wWKeeeeer",
-        "kafe\u0301 " * 12, "word " * 120, "猫" * 300, "a rocket, " * 100, "😀" * 100, "x" * 700,
-        "\U000110bdA", "\u0600A", "\u0600\u0301", "\r\n", "a\r\n\u0301b", "\u0915\u094d\u0937", "\u0915\u0301", "\u0958\u0301", "ㄱㅏ",
-        "\u0e33\u0301", "ä\u0301", "ｱ\u0301", "½\u0301", "\u00a8\u0301", "\u00b4\u0301", "\u2002\u0301", "\u3000\u0301", "\u00a0\u0301",
+        "a\u3000cat", "a\u2003cat", "a\u200bcat", "a\u200ccat", "a\u200dcat", "a\u2060cat", "a\ufeffcat",
+        "a\u00adcat", "a\x85cat", "a\x1ccat\x1d\x1e\x1fx", "a\u1680cat", "a\u180ecat", "a\u2028cat\u2029dog",
+        "a\u202fcat\u205fdog", "▁", "▁▁", "▁a ▁cat", "a▁cat", "a ▁", " ▁ ", "a  ▁  b", "▁ ", " ▁a", "😀", "😀😀😀",
+        "a 😀 cat", "👨‍👩‍👧‍👦", "👩🏽‍🚀 on the moon", "🏳️‍🌈", "🏴󠁧󠁢󠁷󠁬󠁳󠁿", "🇫🇷", "🇫🇷🇩🇪🇯🇵", "🇫", "❤️", "❤", "👍🏿", "1️⃣ 2️⃣",
+        "©️ ®️ ™️", "☺️", "🚀🐈🐶", "a🚀b", "🫠🫶", "🧑‍⚕️", "♂️", "\u200d", "\ufe0f", "e\ufe0f", "一只猫", "猫", "火箭向上飞行",
+        "我爱北京天安门", "龘靐齉", "𠮷野家", "色调艳丽，过曝", "中文 and English 混合", "猫が走る", "ﾈｺ", "ｶﾞｷﾞｸﾞ", "カタカナ ひらがな", "が", "か\u3099",
+        "ハ\u309a", "㍿", "㌔", "㈱", "①②③", "Ⅳ ⅷ", "고양이", "고양이".encode("utf-8").decode("utf-8"), "\u1100\u1161",
+        "\u1112\u1161\u11ab", "한\u0301글", "قطة", "الصاروخ يطير", "ﷺ", "ﻻ", "لا\u064b", "שָׁלוֹם", "חתול", "हिन्दी",
+        "क़", "क\u093c", "क्षत्रिय", "แมว", "ำ", "é", "e\u0301", "café", "cafe\u0301", "CAFÉ", "ñ", "n\u0303", "ü",
+        "u\u0308", "a\u0308\u0304", "ǟ", "ệ", "e\u0323\u0302", "e\u0302\u0323", "a\u0301\u0301", "o\u031b\u0323",
+        "ö\u0323", "Å", "Å", "A\u030a", "q\u0307\u0323", "q\u0323\u0307", "\u0301", "\u0301a", " \u0301", "x\u20d0",
+        "x\u20dd", "e\u0301\u20dd", "ſ", "ẛ\u0323", "ß", "ẞ", "İ", "ı", "ĳ", "ŉ", "ﬁ", "ﬂ", "ﬀ", "ﬃ", "ﬄ", "ﬅ", "ﬆ",
+        "ﬁsh and ﬂowers", "ǆ Ǆ ǅ", "ŀ", "…", "‥", "¼ ½ ¾", "x²", "x₂", "№", "℃", "™", "ª º", "ＬＯＵＤ　ＮＯＩＳＥＳ", "ａｂｃ１２３",
+        "！？", "￥", "ｅ\u0301", "Ａ\u0301", "１\u0308", "～", "｡｢｣", "￼", "�", "“curly” ‘quotes’", "it’s", "„low“",
+        "«guillemets»", "ʼn", "—", "–", "-", "‐ ‑ ‒", "−", "·", "•", "†", "°", "¯", "´", "¨", "<unk>", "</s>",
+        "<pad>", "<extra_id_0>", "<extra_id_9>", "a <extra_id_0> b", "a<extra_id_0>b", "<extra_id_", "</s",
+        "<extra_id_0><extra_id_1>", "cat </s> dog", "</s></s>", " </s> ", "<unk> cat <unk>", "a <pad>", "<s>",
+        "<0x41>", "<extra_id_1> ", "  <extra_id_1>  cat", "<mask>", "a<mask>b", "a <mask> b", "Hello<word>there",
+        "Hello <word> there", "&amp;", "&lt;b&gt;", "&amp;amp;", "&amp;lt;", "caf&eacute;", "&#233;", "&#xe9;",
+        "&#x1F680;", "&notit;", "&notin;", "&copy 2024", "&#128;", "&#0;", "&#x110000;", "&#xD800;", "&nosuch;", "&",
+        "&;", "&#;", "&#x;", "a&b", "&#38;#233;", "<p>bold &eacute;</p>", "P&EACUTE;REZ", "&#146;quote", "&ampamp;",
+        "&#12", "&NotEqualTilde;", "&#1;", "&#xFFFE;", "&#x80;", "&hellip;", "&nbsp;x", "x&nbsp;&nbsp;y", "&lt",
+        "&LT", "&gtx", "&Aacute", "&aacutex", "&#65&#66;", "&#x41g", "&CounterClockwiseContourIntegral;",
+        "&thetasym;", "&fjlig;", "&bne;", "&BNE;", "\x1b[31mred\x1b[0m", "\x1b[1;31mbold", "\x01\x02control\x7f",
+        "a\x08b", "\u206aarabic\u206f", "\ufff9x\ufffb", "unaffordable",
+        "internationalization of antidisestablishmentarianism", "CamelCaseWord", "snake_case_word",
+        "http://example.com/path?query=1&x=2", "user@example.com", "3.14159", "1,000,000", "$100", "€50", "£20",
+        "50%", "C++", "#1", "a.b.c", "...", "!!!", "(a [b] {c})", "\"quoted\"", "it's", "\\n", "~", "`code`",
+        "tab\there", "A" * 50, "ab" * 40, "zzzzzzzzzzzzzzzzqqqqqqqqxxxxxxx", "ÿþý", "àáâãäå", "ÀÁÂÃÄÅ", "øæå", "Þórr",
+        "đ", "ł", "ŵŷ", "ȘȚșț", "ŞŢ", "ʔ", "ɸ", "Ελληνικά", "Привет", "й", "и\u0306", "Ё", "українська ґ", "Հայերեն",
+        "ქართული", "አማርኛ", "ᏣᎳᎩ", "ᠮᠣᠩᠭᠣᠯ", "𝒥𝓸𝒽𝓷", "𝟘𝟙", "𐍈", "\U000e0001", "\U0010ffff", "\ue000", "\ufdd0",
+        "\u0378", "a\u0660\u0661", "\u2126", "\u212b", "\u1e9b", "\u0344", "\u0958", "\u0f73", "\u0f71\u0f72",
+        "\ufb1d", "\ufb2c", "\u2adc", "\U0001d15e", "\u0340\u0341\u0343", "\u037e", "\u0387", "\u1fef",
+        "x\u0301\u0307", "\u1100\u0301\u1161", "\u1a5e>eeea\ub39b", ">eeea", "eeee", "eeeee", "½x", "a½x½ x",
+        "<sym>a<sym>", "oeeen", "plLxOnzxeeeeeF", "mkVeeea", "lbteeeb", "wWKeeeeer", "kafe\u0301 " * 12,
+        "word " * 120, "猫" * 300, "a rocket, " * 100, "😀" * 100, "x" * 700, "\U000110bdA", "\u0600A", "\u0600\u0301",
+        "\r\n", "a\r\n\u0301b", "\u0915\u094d\u0937", "\u0915\u0301", "\u0958\u0301", "ㄱㅏ", "\u0e33\u0301", "ä\u0301",
+        "ｱ\u0301", "½\u0301", "\u00a8\u0301", "\u00b4\u0301", "\u2002\u0301", "\u3000\u0301", "\u00a0\u0301",
     ]
     return lines + hand
 
 
 MOJIBAKE = [
-    "âœ” No problems", "sÃ³", "voilÃ le travail", "Ã la mode", "l'humanitÃ©", "schÃ¶n", "Ã¼ber", "â€œquotedâ€\x9d", "â€œ like this â€�",
-    "it\xe2\x80\x99s", "donâ€™t", "ðŸš€ rocket", "ðŸ˜€", "ä¸€åªçŒ«", "Ð Ð°ÐºÐµÑ‚Ð°", "Â£100", "Â©", "Â ", "a Â b", "Ã", "Â", "Ãƒ", "Å",
-    "Ã¢â‚¬â„¢", "ÃƒÂ©", "schÃƒÂ¶n", "Ã\u0083Â©", "âˆš", "â„¢", "cafÃ© and café", "ÃŸ", "StraÃŸe", "â€¦", "â€”", "NaÃ¯ve", "Ä‡", "ÅŸ",
-    "РџСЂРёРІРµС‚", "вЂ”", "Р°Р±РІ", "β€™", "ã\x81‚", "ã\x83\x84", "&macr;\\_(ã\x83\x84)_/&macr;", "\x93quoted\x94", "a\x96b", "\x80",
-    "crÃ¨me brÃ»lÃ©e", "CrÃ¨me", "cr√®me", "‚Äôs", "it‚Äôs", "Ã  la carte", "Ã¡", "Ãºltimo", "às Ãs", "fÃ cil", "Ãquele", "Ã©tÃ© Ã  Paris",
-    "â€™", "1 ×² 2", "œ", "œuvre", "Œ.", "“Ã©”", "Ã©\u2014Ã¨", "é€š", "ĀéÂ°", "Â°C", "20Â°C", "ÂµTorrent", "Â½", "Ë™", "Å“uvre", "Å’",
-    "ï¬\x81sh", "ï¼¡", "ÙƒÙ„Ù…Ø©", "×©×œ×•×\x9d", "à¤¹à¤¿", "à¹\x81à¸¡à¸§", "í•œê¸€", "\ud55c".encode().decode("latin-1"), "ó¾®®",
-    "Î•Î»Î»Î·Î½Î¹ÎºÎ¬", "ΓΏ", "Ã±andÃº Ã\xadndigo", "ÃƒÂ¡ and Ã¡", "Ã©\nplain é", "<b>Ã© &eacute;</b>", "&eacute; Ã©", "é Ã©", "日本 Ã©",
-    "日本語 â€œqâ€\x9d x", "ã€Œæ—¥æœ¬èªžã€\x8d", "ã‚\xadãƒ£ãƒ³", "?Ã©", "Ã?", "Â? x Ã©", "Ã� et Ã©", "í\xa0½í¸\x80", "í ½í¸€", "À\x80", "Ã©À\x80",
-    "Â«ÃeÂ»", "¿Quï¿½ pasa?", "ï¿½", "ï»¿text", "PokÃ©mon â„¢", "â–²â–¼", "âš¡ï¸\x8f", "â\x9d¤ï¸\x8f love", "L&AMP;AMP;ATILDE;&AMP;AMP;SUP3;PEZ",
-    "RÃƒÂ©sumÃƒÂ©", "Ãâ€šÃ‚Â©", "ÃÂ¿", "Ă©", "ĂĽ", "Ĺ‚", "â‚¬", "â‚¬ 5", "5 â‚¬", "Ţ", "Г©", "ГЎ", "Ò", "¡Ã!", "Ãœ", "Ã–sterreich", "╬ô├▓",
-    "┬╖", "├⌐t├⌐", "Γé¼", "ΓÇÖ", "â\x80\x93", "Ã\xa0", "áéíóú", "naïve café", "SÃO PAULO", "MÜNCHEN", "ÀÉÎÕÜ", "Ø£", "ØŸ Ø§Ù„", "Ã¦Ã¸Ã¥",
-    "\u2122\u2030", "E-mail: fooâ„¢", "ÂÂ", "Â Â Â", "a\u00c2\u00a0b", "Ã¢\x80\x99", "n’Ã©tait", "\u00c3\u00a0\u00c3\u00a9",
-    "¥Ã", "¶Ã©", "ßÃ", "éÉ£", "Ã© " * 60, "xâ€" , "aß€b", "\u00e0\u00b2", "0°C Ã", "°Ã°", "Š°", "É°",
-    "Œ", "Œx", "œ1", "«a»", "«é", "é»a", "é»é", "¢Ã", "ÑÂ", "Ñ‚", "Ð¢", "вЂ™", "Р’СЃРµ", "ГўВЂВ™ a", "āSame ā€", "ā€™",
-    "\u0412\u00a0\u0412", "ВЃВ", "ВµВ", "ΒµΒ", "ΞµΞ", "Î‘Î", "ÃÃ©", "ÃÃÃÃ", "a ÃÃ b", "Ã©Ã", "Ã©Ã ", "Ã©Ã a", "Ã©Ã.",
+    "âœ” No problems", "sÃ³", "voilÃ le travail", "Ã la mode", "l'humanitÃ©", "schÃ¶n", "Ã¼ber", "â€œquotedâ€\x9d",
+    "â€œ like this â€�", "it\xe2\x80\x99s", "donâ€™t", "ðŸš€ rocket", "ðŸ˜€", "ä¸€åªçŒ«", "Ð Ð°ÐºÐµÑ‚Ð°", "Â£100",
+    "Â©", "Â ", "a Â b", "Ã", "Â", "Ãƒ", "Å", "Ã¢â‚¬â„¢", "ÃƒÂ©", "schÃƒÂ¶n", "Ã\u0083Â©", "âˆš", "â„¢",
+    "cafÃ© and café", "ÃŸ", "StraÃŸe", "â€¦", "â€”", "NaÃ¯ve", "Ä‡", "ÅŸ", "РџСЂРёРІРµС‚", "вЂ”", "Р°Р±РІ", "β€™",
+    "ã\x81‚", "ã\x83\x84", "&macr;\\_(ã\x83\x84)_/&macr;", "\x93quoted\x94", "a\x96b", "\x80", "crÃ¨me brÃ»lÃ©e",
+    "CrÃ¨me", "cr√®me", "‚Äôs", "it‚Äôs", "Ã  la carte", "Ã¡", "Ãºltimo", "às Ãs", "fÃ cil", "Ãquele",
+    "Ã©tÃ© Ã  Paris", "â€™", "1 ×² 2", "œ", "œuvre", "Œ.", "“Ã©”", "Ã©\u2014Ã¨", "é€š", "ĀéÂ°", "Â°C", "20Â°C",
+    "ÂµTorrent", "Â½", "Ë™", "Å“uvre", "Å’", "ï¬\x81sh", "ï¼¡", "ÙƒÙ„Ù…Ø©", "×©×œ×•×\x9d", "à¤¹à¤¿", "à¹\x81à¸¡à¸§",
+    "í•œê¸€", "\ud55c".encode().decode("latin-1"), "ó¾®®", "Î•Î»Î»Î·Î½Î¹ÎºÎ¬", "ΓΏ", "Ã±andÃº Ã\xadndigo",
+    "ÃƒÂ¡ and Ã¡", "Ã©\nplain é", "<b>Ã© &eacute;</b>", "&eacute; Ã©", "é Ã©", "日本 Ã©", "日本語 â€œqâ€\x9d x",
+    "ã€Œæ—¥æœ¬èªžã€\x8d", "ã‚\xadãƒ£ãƒ³", "?Ã©", "Ã?", "Â? x Ã©", "Ã� et Ã©", "í\xa0½í¸\x80", "í ½í¸€", "À\x80",
+    "Ã©À\x80", "Â«ÃeÂ»", "¿Quï¿½ pasa?", "ï¿½", "ï»¿text", "PokÃ©mon â„¢", "â–²â–¼", "âš¡ï¸\x8f", "â\x9d¤ï¸\x8f love",
+    "L&AMP;AMP;ATILDE;&AMP;AMP;SUP3;PEZ", "RÃƒÂ©sumÃƒÂ©", "Ãâ€šÃ‚Â©", "ÃÂ¿", "Ă©", "ĂĽ", "Ĺ‚", "â‚¬", "â‚¬ 5",
+    "5 â‚¬", "Ţ", "Г©", "ГЎ", "Ò", "¡Ã!", "Ãœ", "Ã–sterreich", "╬ô├▓", "┬╖", "├⌐t├⌐", "Γé¼", "ΓÇÖ", "â\x80\x93",
+    "Ã\xa0", "áéíóú", "naïve café", "SÃO PAULO", "MÜNCHEN", "ÀÉÎÕÜ", "Ø£", "ØŸ Ø§Ù„", "Ã¦Ã¸Ã¥", "\u2122\u2030",
+    "E-mail: fooâ„¢", "ÂÂ", "Â Â Â", "a\u00c2\u00a0b", "Ã¢\x80\x99", "n’Ã©tait", "\u00c3\u00a0\u00c3\u00a9", "¥Ã",
+    "¶Ã©", "ßÃ", "éÉ£", "Ã© " * 60, "xâ€", "aß€b", "\u00e0\u00b2", "0°C Ã", "°Ã°", "Š°", "É°", "Œ", "Œx", "œ1", "«a»",
+    "«é", "é»a", "é»é", "¢Ã", "ÑÂ", "Ñ‚", "Ð¢", "вЂ™", "Р’СЃРµ", "ГўВЂВ™ a", "āSame ā€", "ā€™", "\u0412\u00a0\u0412",
+    "ВЃВ", "ВµВ", "ΒµΒ", "ΞµΞ", "Î‘Î", "ÃÃ©", "ÃÃÃÃ", "a ÃÃ b", "Ã©Ã", "Ã©Ã ", "Ã©Ã a", "Ã©Ã.",
 ]
 
 
@@ -210,7 +216,8 @@ def variant(blob, charsmap, byte_fallback, scheme, stripping):
 
 
 def make_tokenizers(texts):
-    plain = train("plain", vocab_size=760, normalization_rule_name="nmt_nfkc", user_defined_symbols=["<sym>", "猫が"])
+    plain = train("plain", vocab_size=760, normalization_rule_name="nmt_nfkc",
+                  user_defined_symbols=["<sym>", "猫が", "½x"])
     fallback = train("bytes", vocab_size=1000, normalization_rule_tsv=small_rules(), byte_fallback=True)
     os.remove(os.path.join(ROOT, "rules.tsv"))
     identity = train("identity", vocab_size=700, normalization_rule_name="identity", add_dummy_prefix=False,

@@ -1,7 +1,7 @@
 """Writes the tables of video/text: unicode.inc, entities.inc and mojibake.inc.
 
-Sources: unicodedata and html of the Python that runs this, grapheme properties of the `regex` package, and the character
-categories and encodings of the `ftfy` package (Apache-2.0). Run:  python video/text/make_tables.py
+Sources: unicodedata and html of the Python that runs this, grapheme properties of the `regex` package, and the
+character categories and encodings of the `ftfy` package (Apache-2.0). Run:  python video/text/make_tables.py
 """
 import html
 import html.entities
@@ -94,13 +94,14 @@ def write_unicode(file):
 
 
 def c_string(text):
-    return '"' + "".join(chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else "\\%03o" % b for b in text.encode()) + '"'
+    plain = set(range(32, 127)) - set(b'"\\?')
+    return '"' + "".join(chr(b) if b in plain else "\\%03o" % b for b in text.encode()) + '"'
 
 
 def write_entities(file):
     table = sorted(html.entities.html5.items(), key=lambda item: item[0].encode())
     assert max(len(name) for name, _ in table) <= 32 and max(len(text.encode()) for _, text in table) <= 7
-    file.write("/* HTML5 entity names (those that may stand without a semicolon twice) and their text, sorted by name. */\n")
+    file.write("/* HTML5 entity names and their text, sorted by name; some stand without a semicolon, too. */\n")
     emit(file, "static const entity entities[]", [f"{{{c_string(name)}, {c_string(text)}}}" for name, text in table])
     upper = {}
     for name, text in table:
@@ -156,7 +157,8 @@ def sequences(parsed):
 
 def write_mojibake(file):
     rules = sequences(parser.parse(badness.BADNESS_RE.pattern, re.VERBOSE))
-    clue_names = ["utf8_first_of_2", "utf8_first_of_3", "utf8_first_of_4", "utf8_continuation", "utf8_continuation_strict"]
+    clue_names = ["utf8_" + name for name in ("first_of_2", "first_of_3", "first_of_4", "continuation",
+                                              "continuation_strict")]
     clues = [parser.parse("[" + chardata.UTF8_CLUES[name] + "]")[0] for name in clue_names]
     elements = {str(node): node for _, nodes in rules for node in nodes}
     elements.update({str(node): node for node in clues})
@@ -168,7 +170,8 @@ def write_mojibake(file):
     others = {"CLASS_OTHER": 0x2603, "CLASS_OTHER_WORD": 0x4E00, "CLASS_OTHER_SPACE": 0x2003}
     assert not set(others.values()) & set(named)
     signature = {c: tuple(contains(node, c) for node in elements) for c in named + list(others.values())}
-    kinds = {s: i for i, s in enumerate(dict.fromkeys([signature[c] for c in others.values()] + list(signature.values())))}
+    distinct = dict.fromkeys([signature[c] for c in others.values()] + list(signature.values()))
+    kinds = {s: i for i, s in enumerate(distinct)}
     assert len(kinds) <= 128, len(kinds)
     mask = {str(node): sum(1 << i for s, i in kinds.items() if s[k]) for k, node in enumerate(elements)}
     def words(name):
@@ -190,10 +193,10 @@ def write_mojibake(file):
     emit(file, "static const badness_rule badness_rules[]",
          [f"{{{int(anchored)}, {len(nodes)}, {{" + ", ".join(words(str(n)) for n in nodes) + "}}"
           for anchored, nodes in rules])
-    file.write("/* What UTF-8 lead bytes of 2, 3 and 4 byte sequences and continuation bytes look like when misread. */\n")
+    file.write("/* What lead bytes of 2, 3 and 4 byte sequences and continuation bytes look like when misread. */\n")
     for name, node in zip(clue_names, clues):
         file.write(f"static const class_set {name} = {words(str(node))};\n")
-    file.write("\n/* Bytes 0x80 to 0xFF of the encodings that mojibake comes from, in the order in which they are tried. */\n")
+    file.write("\n/* Bytes 0x80 to 0xFF of the encodings that mojibake comes from, in the order of trying. */\n")
     emit(file, "static const charmap charmaps[]", [
         "{%d, %d, {%s}}" % (e.startswith("sloppy"), e != "macroman",
                             ", ".join("0x%X" % ord(c) for c in bytes(range(128, 256)).decode(e)))
@@ -201,7 +204,8 @@ def write_mojibake(file):
     emit(file, "static const uint16_t windows_1252_c1[32]",
          ["0x%X" % ord(c) for c in bytes(range(128, 160)).decode("sloppy-windows-1252")])
     emit(file, "static const ligature ligatures[]",
-         ["{0x%X, {%s}}" % (code, ", ".join("0x%X" % ord(c) for c in text)) for code, text in sorted(chardata.LIGATURES.items())])
+         ["{0x%X, {%s}}" % (code, ", ".join("0x%X" % ord(c) for c in text))
+          for code, text in sorted(chardata.LIGATURES.items())])
 
 
 def main():
