@@ -138,6 +138,33 @@ static void wrong_ids_are_refused(void **state) {
     hlv_context_free(ctx);
 }
 
+/* Less and less memory: loading or running fails with its own status, and nothing is left behind. */
+static void running_out_of_memory_is_said(void **state) {
+    (void)state;
+    hlv_context *ctx = make_context(1);
+    hlv_text_encoder *encoder = open_golden(ctx, "wide_heads", HLA_F32);
+    int64_t loaded = hlv_context_current_bytes(ctx);
+    const int32_t ids[MOST] = {5};
+    float *out = malloc((size_t)MOST * 24 * sizeof *out);
+    for (int64_t room = 1; room <= 4096 * 16; room *= 16) {
+        assert_int_equal(hlv_context_set_memory_limit(ctx, loaded + room), HLV_OK);
+        assert_int_equal(hlv_text_encoder_forward(encoder, out, ids, MOST), HLV_ERROR_MEMORY);
+        assert_int_not_equal(strlen(hlv_context_error(ctx)), 0);
+        assert_int_equal(hlv_context_current_bytes(ctx), loaded);
+    }
+    assert_int_equal(hlv_context_set_memory_limit(ctx, 0), HLV_OK);
+    assert_int_equal(hlv_text_encoder_forward(encoder, out, ids, MOST), HLV_OK);
+    hlv_text_encoder_free(encoder);
+    for (int64_t limit = 1; limit < loaded; limit += loaded / 8) {
+        assert_int_equal(hlv_context_set_memory_limit(ctx, limit), HLV_OK);
+        assert_int_equal(hlv_text_encoder_open(ctx, GOLDEN "encoder_wide_heads", HLA_F32, &encoder), HLV_ERROR_MEMORY);
+        assert_null(encoder);
+        assert_int_equal(hlv_context_current_bytes(ctx), 0);
+    }
+    free(out);
+    hlv_context_free(ctx);
+}
+
 /* A copy of a golden file into a fresh directory. */
 static void copy_file(const char *from, const char *directory, const char *name) {
     char path[4096];
@@ -175,6 +202,7 @@ int main(void) {
         cmocka_unit_test(bf16_products_stay_near),
         cmocka_unit_test(threads_do_not_change_a_bit),
         cmocka_unit_test(wrong_ids_are_refused),
+        cmocka_unit_test(running_out_of_memory_is_said),
         cmocka_unit_test(a_checkpoint_that_does_not_fit_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -366,6 +366,29 @@ static void a_directory_is_opened_tokenizer_json_first(void **state) {
     hlv_context_free(ctx);
 }
 
+static void running_out_of_memory_is_said(void **state) {
+    (void)state;
+    static const char *const names[] = {"t5.json", "plain/spiece.model"};
+    for (int kind = 0; kind < 2; kind++) {
+        hlv_context *ctx = make_context();
+        hlv_tokenizer *tokenizer = open_golden(ctx, names[kind], (hlv_tokenizer_kind)kind);
+        int64_t loaded = hlv_context_current_bytes(ctx);
+        hlv_tokenizer_free(tokenizer);
+        size_t size;
+        char *data = golden_bytes(names[kind], &size);
+        for (int64_t limit = 1; limit < loaded; limit += loaded / 16) {
+            assert_int_equal(hlv_context_set_memory_limit(ctx, limit), HLV_OK);
+            assert_int_equal(hlv_tokenizer_from_memory(ctx, (hlv_tokenizer_kind)kind, data, size, &tokenizer),
+                             HLV_ERROR_MEMORY);
+            assert_null(tokenizer);
+            assert_int_not_equal(strlen(hlv_context_error(ctx)), 0);
+            assert_int_equal(hlv_context_current_bytes(ctx), 0);
+        }
+        free(data);
+        hlv_context_free(ctx);
+    }
+}
+
 /* Bytes changed at random: whatever opens must encode without harm (run with the sanitizers). Seed 1. */
 static void changed_bytes_do_no_harm(void **state) {
     (void)state;
@@ -410,6 +433,7 @@ int main(void) {
         cmocka_unit_test(long_texts_are_cut_and_said_to_be),
         cmocka_unit_test(texts_that_are_not_utf8_are_refused),
         cmocka_unit_test(a_directory_is_opened_tokenizer_json_first),
+        cmocka_unit_test(running_out_of_memory_is_said),
         cmocka_unit_test(changed_bytes_do_no_harm),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
