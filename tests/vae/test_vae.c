@@ -3,7 +3,7 @@
  * frames. */
 #include "../nn/nn_test.h"
 
-#include <sys/stat.h>
+#include <pthread.h>
 #include <unistd.h>
 
 #include "video/vae/vae.h"
@@ -166,6 +166,35 @@ static void test_threads(void **state) {
         free(first.x);
         free(first_latents);
     }
+}
+
+/* Two contexts at work at once, each in a thread of its own, give what each gives alone. */
+static void *decode_alone(void *user) {
+    hlv_context *ctx = test_context(2);
+    hlv_vae *vae = open_case(ctx, "odd", HLA_F32);
+    float *z = test_numbers(36, 3 * 3 * 6 * 5, 1.0f);
+    assert_int_equal(hlv_vae_decode(vae, z, 3, 6, 5, gather, user), HLV_OK);
+    free(z);
+    hlv_vae_free(vae);
+    hlv_context_free(ctx);
+    return NULL;
+}
+
+static void test_two_contexts(void **state) {
+    (void)state;
+    clip alone = {0}, together[2] = {{0}, {0}};
+    pthread_t threads[2];
+    decode_alone(&alone);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, decode_alone, &together[i]), 0);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+        assert_int_equal(together[i].frames, alone.frames);
+        assert_memory_equal(together[i].x, alone.x,
+                            (size_t)(alone.frames * alone.height * alone.width * 3) * sizeof(float));
+        free(together[i].x);
+    }
+    free(alone.x);
 }
 
 static hlv_status drop(void *user, const float *frames, int64_t first, int64_t count, int64_t height, int64_t width) {
@@ -373,13 +402,10 @@ static void test_out_of_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parity),
-        cmocka_unit_test(test_parity_bf16),
-        cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_progress_and_cancel),
-        cmocka_unit_test(test_bad_arguments),
-        cmocka_unit_test(test_missing_tensors),
+        cmocka_unit_test(test_parity),        cmocka_unit_test(test_parity_bf16),
+        cmocka_unit_test(test_threads),       cmocka_unit_test(test_two_contexts),
+        cmocka_unit_test(test_memory),        cmocka_unit_test(test_progress_and_cancel),
+        cmocka_unit_test(test_bad_arguments), cmocka_unit_test(test_missing_tensors),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
