@@ -1,8 +1,17 @@
 #!/bin/sh
-# Installs the Debian packages that the build and the tests need and this machine lacks; silent when nothing is missing.
+# Installs the Debian packages that a task needs and this machine lacks; silent when nothing is missing.
+#     scripts/install-deps.sh build|demo|test
 set -eu
-packages="gcc cmake make pkg-config libdnnl-dev libjansson-dev libgomp1 ffmpeg"
-[ "${1:-}" = test ] && packages="$packages libcmocka-dev clang clang-tidy cppcheck libclang-rt-14-dev python3"
+packages="gcc libc6-dev cmake make pkg-config libdnnl-dev libjansson-dev zlib1g-dev libgomp1"
+case "${1:-build}" in
+build) ;;
+demo) packages="$packages ffmpeg" ;;
+test) packages="$packages ffmpeg libcmocka-dev clang clang-tidy cppcheck libclang-rt-14-dev python3 bsdutils procps" ;;
+*)
+    echo "usage: install-deps.sh build|demo|test" >&2
+    exit 2
+    ;;
+esac
 
 missing=""
 for package in $packages; do

@@ -1,0 +1,77 @@
+# Everyday verbs over CMake; `make help` lists them.
+BUILD      ?= build
+PROMPT     ?= a rocket flies up over a blue background
+OUT        ?= out
+PREFIX     ?= /usr/local
+TIER       ?= full
+JOBS       ?= $(shell nproc)
+CONFIGURE  := cmake -S . -DCMAKE_INSTALL_PREFIX=$(PREFIX)
+CTEST      := ctest --output-on-failure -j $(JOBS) --test-dir
+
+.PHONY: all demo test test-fast test-full bench lint fuzz format install clean help
+
+all: ## build the command and the libraries into build/
+	@scripts/install-deps.sh build
+	@$(CONFIGURE) -B $(BUILD) -DHLA_TESTS=OFF >/dev/null
+	@cmake --build $(BUILD) -j $(JOBS)
+
+demo: all ## turn a sentence into a short video: make demo [PROMPT="..."]
+	@scripts/install-deps.sh demo
+	@mkdir -p $(OUT)
+	$(BUILD)/hla generate "$(PROMPT)" -o $(OUT)/demo.mp4
+
+ifdef SANITIZE
+test: ## everything checked: make test [TIER=fast] or [SANITIZE=1]
+	@scripts/install-deps.sh test
+	@$(CONFIGURE) -B build-sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DHLA_SANITIZE=address,undefined >/dev/null
+	@cmake --build build-sanitize -j $(JOBS) | tail -n 1
+	$(CTEST) build-sanitize
+else
+test: test-$(TIER)
+endif
+
+test-fast:
+	@scripts/install-deps.sh test
+	@$(CONFIGURE) -B $(BUILD) -DHLA_TESTS=ON >/dev/null
+	@cmake --build $(BUILD) -j $(JOBS)
+	$(CTEST) $(BUILD) -L fast
+
+# The slow checks first, so that the test runner's summary closes the log.
+test-full:
+	@scripts/install-deps.sh test
+	@$(CONFIGURE) -B $(BUILD) -DHLA_TESTS=ON >/dev/null
+	@cmake --build $(BUILD) -j $(JOBS)
+	@$(MAKE) --no-print-directory lint
+	@scripts/test-alone.sh build-alone
+	@$(MAKE) --no-print-directory test SANITIZE=1
+	@$(MAKE) --no-print-directory fuzz
+	$(CTEST) $(BUILD)
+
+bench: all ## measure the operator against oneDNN, and a clip with both attentions
+	@cmake --build $(BUILD) -j $(JOBS) --target bench_attention_gemm
+	$(BUILD)/bench_attention_gemm
+	$(BUILD)/hla bench attention
+	$(BUILD)/hla bench generate
+
+lint: ## clang-tidy and cppcheck over the sources
+	@run-clang-tidy -quiet -p $(BUILD) -j $(JOBS) '/(attention|video|cli)/.*\.c$$' >$(BUILD)/tidy.log 2>&1 \
+	    || { cat $(BUILD)/tidy.log; exit 1; }
+	@cppcheck -q -j $(JOBS) --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
+	    -D_GNU_SOURCE -I include -I . attention video cli
+	@echo "lint: clean"
+
+SECONDS_EACH ?= 60
+fuzz: ## libFuzzer on the readers of untrusted files, 60 s each
+	@scripts/fuzz.sh $(SECONDS_EACH)
+
+format: ## clang-format in place
+	@git ls-files '*.c' '*.h' | xargs clang-format -i
+
+install: all ## install under PREFIX (DESTDIR is honoured)
+	@cmake --install $(BUILD)
+
+clean: ## remove every build folder
+	@rm -rf build build-sanitize build-alone build-fuzz
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
