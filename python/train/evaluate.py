@@ -1,0 +1,213 @@
+"""Measures hla-tiny: does a classifier of real clips read the caption's object, motion and background off generated clips?
+
+    python evaluate.py --work out/train [--clips 500] [--steps 25] [--guidance 4]
+
+Captions are of held-out (object, motion, background) triples. Weights are rounded to bf16 first, as they are shipped. Writes
+scores.json and a contact sheet a method. Rows: real clips, real clips through the VAE, softmax, and every student found.
+"""
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import models
+import train
+import world
+
+DEVICE = train.DEVICE
+FEATURES = 128
+
+
+class Classifier(nn.Module):
+    """Clips [n, 3, 9, 64, 64] -> scores of (object, motion) of slot 0, of slot 1 (last class: none), background; features."""
+
+    def __init__(self):
+        super().__init__()
+
+        def layer(a, b, stride):
+            return nn.Sequential(nn.Conv3d(a, b, 3, stride, 1, bias=False), nn.BatchNorm3d(b), nn.ReLU())
+
+        self.body = nn.Sequential(
+            layer(3, 32, (1, 2, 2)), layer(32, 64, 1), layer(64, 96, (1, 2, 2)), layer(96, 128, (2, 2, 2)),
+            layer(128, 192, (2, 2, 2)), nn.Flatten(), nn.LazyLinear(FEATURES), nn.ReLU(),
+        )  # fmt: skip
+        sizes = [len(world.OBJECTS), len(world.MOTIONS), len(world.OBJECTS) + 1, len(world.MOTIONS) + 1, len(world.BACKGROUNDS)]
+        self.heads = nn.ModuleList(nn.Linear(FEATURES, n) for n in sizes)
+        self(torch.zeros(2, 3, 9, 64, 64))
+
+    def forward(self, x):
+        features = self.body(x)
+        return [head(features) for head in self.heads], features.float()
+
+
+def classifier_input(clips, every: int = 4):
+    """[n, 3, 33, 128, 128] -> [n, 3, 9, 64, 64]; every 1 where the frames were picked already."""
+    return F.avg_pool3d(clips[:, :, ::every], (1, 2, 2))
+
+
+def labels(scenes: world.Scenes, device):
+    """One target a head."""
+    none = scenes.object[:, 1] < 0
+    second = torch.where(none, len(world.OBJECTS), scenes.object[:, 1])
+    second_motion = torch.where(none, len(world.MOTIONS), scenes.motion[:, 1])
+    targets = [scenes.object[:, 0], scenes.motion[:, 0], second, second_motion, scenes.background]
+    return [t.to(device) for t in targets]
+
+
+@torch.no_grad()
+def read(classifier, inputs, scenes):
+    """Accuracy on object, motion and background in percent, and the features. An object or motion counts as right when it is
+    right in every slot that the caption names, and the second slot is empty where it names none."""
+    correct, features = [], []
+    for i in range(0, len(inputs), 250):
+        with train.autocast():
+            scores, f = classifier(inputs[i : i + 250])
+        guess = [s.argmax(1) for s in scores]
+        right = [g == y for g, y in zip(guess, labels(scenes[slice(i, i + 250)], DEVICE), strict=True)]
+        correct.append(torch.stack([right[0] & right[2], right[1] & right[3], right[4]], 1))
+        features.append(f)
+    accuracy = 100 * torch.cat(correct).float().mean(0)
+    return dict(zip(("object", "motion", "background"), accuracy.tolist(), strict=True)), torch.cat(features)
+
+
+def frechet(a, b) -> float:
+    """Frechet distance of two sets of features [n, d] seen as Gaussians."""
+    a, b = a.double(), b.double()
+    ca, cb = torch.cov(a.T), torch.cov(b.T)
+    roots = torch.linalg.eigvals(ca @ cb).real.clamp(min=0).sqrt().sum()
+    return ((a.mean(0) - b.mean(0)).square().sum() + ca.trace() + cb.trace() - 2 * roots).item()
+
+
+def contact_sheet(clips, sentences, path, rows=6, columns=4):
+    """Five frames a clip, rows x columns clips."""
+    tiles = []
+    for clip in clips[: rows * columns]:
+        frames = clip[:, [0, 8, 16, 24, 32]].clamp(-1, 1).add(1).mul(127.5).byte().permute(1, 2, 3, 0)
+        tiles.append(torch.cat([F.pad(f, (0, 0, 1, 1, 1, 1), value=255) for f in frames], 1))
+    sheet = torch.cat([torch.cat(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)])
+    image = Image.fromarray(sheet.cpu().numpy())
+    image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX).save(path, optimize=True)
+    Path(path).with_suffix(".txt").write_text("\n".join(sentences[: rows * columns]) + "\n")
+
+
+def rounded(module):
+    """Weights as they are shipped."""
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(p.bfloat16().float())
+    return module
+
+
+class Generator:
+    """Captions -> decoded clips, by softmax or a student."""
+
+    def __init__(self, args):
+        self.args = args
+        self.model, encoder = train.build_teacher(args)
+        with torch.no_grad():
+            train.load_teacher(args, self.model, encoder)
+        rounded(self.model)
+        self.text = train.Text(rounded(encoder))
+        self.tokenizer = train.load_tokenizer(args)
+        self.vae = train.load_vae(args)
+        rounded(self.vae.vae)
+        stats = json.loads((Path(args.work) / "latents_stats.json").read_text())
+        self.mean, self.std = (torch.tensor(stats[k], device=DEVICE).view(1, -1, 1, 1, 1) for k in ("mean", "std"))
+        self.dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+
+    def student(self, ranks):
+        path = Path(self.args.work) / f"{train.student_name(ranks)}_final.pt"
+        weights = torch.load(path, map_location=DEVICE, weights_only=True)
+        config = self.model.config
+        maps = models.HadamardMaps(config.num_layers, config.num_attention_heads, config.attention_head_dim, ranks).to(DEVICE)
+        maps.load_state_dict({n[5:]: w for n, w in weights.items() if n.startswith("maps.")})
+        tuned = {n[6:]: w.bfloat16().float() for n, w in weights.items() if n.startswith("tuned.")}
+        return rounded(maps).requires_grad_(False), tuned
+
+    @torch.no_grad()
+    def __call__(self, sentences, guidance, maps=None, tuned=None):
+        fast = models.FastTransformer(self.model, self.dtype, compiled=DEVICE == "cuda")
+        shape = (models.LATENT_CHANNELS, models.LATENT_FRAMES, models.LATENT_SIZE, models.LATENT_SIZE)
+        clips = []
+        generator = torch.Generator(DEVICE).manual_seed(77)
+        batch = self.args.batch
+        for i in range(0, len(sentences), batch):
+            ids = train.tokenize(self.tokenizer, sentences[i : i + batch]).to(DEVICE)
+            noise = torch.randn((len(ids), *shape), device=DEVICE, generator=generator)
+            latents = models.sample(
+                lambda x, t, text, bias: fast(x, t, text, bias, maps=maps, weights=tuned),
+                self.text(ids), self.text(train.empty_ids(len(ids))), noise, self.args.steps, guidance,
+            )  # fmt: skip
+            clips += [self.decode(z) for z in latents.split(5)]
+        return torch.cat(clips)
+
+    def decode(self, latents):
+        with torch.no_grad(), train.autocast():
+            return self.vae.decode((latents * self.std + self.mean).to(self.dtype)).clamp(-1, 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", default="out/train")
+    parser.add_argument("--clips", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--scan", default="", help="guidances to try first on a quarter of the captions, e.g. 1.5,3,5")
+    parser.add_argument("--methods", default="real,vae,softmax,16x16,256")
+    parser.add_argument("--batch", type=int, default=125)
+    args = parser.parse_args()
+    train.setup()
+    work = Path(args.work)
+    classifier = Classifier().to(DEVICE)
+    classifier.load_state_dict(torch.load(work / "classifier_final.pt", map_location=DEVICE, weights_only=True))
+    classifier.eval().requires_grad_(False)
+    draw = train.renderer(args)
+
+    seeds = torch.Generator().manual_seed(99)
+    scenes = world.sample_scenes(args.clips, seeds, test=True)
+    sentences = world.captions(scenes, random.Random(99))
+    reference = world.sample_scenes(8 * args.clips, seeds, test=True)
+    inputs = [classifier_input(draw(reference[slice(i, i + 100)], range(0, 33, 4))[0], 1) for i in range(0, len(reference), 100)]
+    accuracy, real_features = read(classifier, torch.cat(inputs), reference)
+    scores = {"captions": args.clips, "steps": args.steps, "guidance": args.guidance, "methods": {}}
+    scores["classifier_held_out"] = accuracy
+    print("classifier on held-out real clips", accuracy, flush=True)
+
+    generate = Generator(args)
+    for guidance in [float(g) for g in args.scan.split(",") if g]:
+        quarter = args.clips // 4
+        clips = generate(sentences[:quarter], guidance)
+        accuracy, f = read(classifier, classifier_input(clips), scenes[slice(0, quarter)])
+        print("scan", guidance, accuracy, f"frechet {frechet(f, real_features):.2f}", flush=True)
+    for method in args.methods.split(","):
+        started = time.monotonic()
+        if method in ("real", "vae"):
+            clips = torch.cat([draw(scenes[slice(i, i + 25)])[0] for i in range(0, len(scenes), 25)])
+            if method == "vae":
+                clips = torch.cat([through_vae(generate, clips[i : i + 5]) for i in range(0, len(clips), 5)])
+        else:
+            student = (None, None) if method == "softmax" else generate.student([int(r) for r in method.split("x")])
+            clips = generate(sentences, args.guidance, *student)
+        accuracy, f = read(classifier, classifier_input(clips), scenes)
+        scores["methods"][method] = {**accuracy, "frechet": frechet(f, real_features)}
+        print(method, scores["methods"][method], f"{time.monotonic() - started:.0f} s", flush=True)
+        contact_sheet(clips, sentences, work / f"sheet_{method}.png")
+        (work / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+
+
+def through_vae(generate, clips):
+    with torch.no_grad(), train.autocast():
+        mean, _ = generate.vae.encode(clips.to(generate.dtype))
+    return generate.decode((mean - generate.mean) / generate.std)
+
+
+if __name__ == "__main__":
+    main()
