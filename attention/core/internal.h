@@ -6,6 +6,7 @@
 #ifndef HLA_CORE_INTERNAL_H
 #define HLA_CORE_INTERNAL_H
 
+#include "attention/core/convert.h"
 #include "hla/core.h"
 
 #include <string.h>
@@ -25,43 +26,7 @@ hla_status hla_fail(hla_context *context, hla_status status, const char *format,
 
 bool hla_dtype_valid(hla_dtype dtype);
 
-/* hla_dtype_size for a dtype known to be valid, cheap enough for inner loops. */
-static inline int64_t hla_element_size(hla_dtype dtype) {
-    return dtype == HLA_F32 ? 4 : 2;
-}
-
 const char *hla_dtype_name(hla_dtype dtype); /* "float32", "bfloat16", "float16", "unknown" */
-
-static inline float hla_bits_to_float(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static inline uint32_t hla_float_to_bits(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-static inline float hla_bf16_to_f32(uint16_t value) {
-    return hla_bits_to_float((uint32_t)value << 16);
-}
-
-/* Rounds to nearest, ties to even; a NaN stays a (quiet) NaN. */
-static inline uint16_t hla_f32_to_bf16(float value) {
-    uint32_t bits = hla_float_to_bits(value);
-    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    uint32_t quiet = (bits >> 16) | 0x40u;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-}
-
-float hla_f16_to_f32(uint16_t value);
-uint16_t hla_f32_to_f16(float value); /* nearest, ties to even; overflow becomes infinity; NaN stays NaN */
-
-/* Reads count elements that lie stride elements apart as float32; writes likewise. */
-void hla_load_floats(float *out, const void *data, hla_dtype dtype, int64_t count, int64_t stride);
-void hla_store_floats(void *data, hla_dtype dtype, int64_t count, int64_t stride, const float *values);
 
 /* ---- sizes ---- */
 

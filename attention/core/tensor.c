@@ -14,12 +14,12 @@ static int64_t wrapped_product(int64_t a, int64_t b) {
 
 hla_tensor hla_tensor_bthd(const void *data, hla_dtype dtype, int64_t b, int64_t t, int64_t h, int64_t x) {
     int64_t row = wrapped_product(h, x);
-    return (hla_tensor){(void *)(uintptr_t)data, dtype, {b, t, h, x}, {wrapped_product(t, row), row, x, 1}};
+    return (hla_tensor){(void *)data, dtype, {b, t, h, x}, {wrapped_product(t, row), row, x, 1}};
 }
 
 hla_tensor hla_tensor_bhtd(const void *data, hla_dtype dtype, int64_t b, int64_t t, int64_t h, int64_t x) {
     int64_t head = wrapped_product(t, x);
-    return (hla_tensor){(void *)(uintptr_t)data, dtype, {b, t, h, x}, {wrapped_product(h, head), x, head, 1}};
+    return (hla_tensor){(void *)data, dtype, {b, t, h, x}, {wrapped_product(h, head), x, head, 1}};
 }
 
 bool hla_size_multiply(size_t *total, int64_t factor) {

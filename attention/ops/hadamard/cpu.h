@@ -88,17 +88,18 @@ HLA_INLINE void write_rows(const hla_hadamard_call *call, const float *sums, int
         float denominator = hla_vector_sum(hla_vector_load(denominators + t * HLA_VECTOR_WIDTH)) + problem->epsilon;
         bool empty = problem->normalised && denominator == 0;
         hla_vector divisor = hla_vector_set(problem->normalised && !empty ? denominator : 1);
-        hla_vector factor = hla_vector_set(empty ? 0 : problem->normalised ? 1 : problem->scale);
+        hla_vector factor = hla_vector_set(problem->normalised ? 1 : problem->scale);
         char *to = hla_tensor_row(out, b, first + t, h);
         for (int64_t panel = 0; panel < panel_count(problem->value_dim); panel++, to += step) {
             const float *from = sums + (panel * rows + t) * HLA_TILE_COLUMNS;
-            float row[HLA_TILE_COLUMNS];
+            int64_t width = smaller(problem->value_dim - panel * HLA_TILE_COLUMNS, HLA_TILE_COLUMNS);
+            bool in_place = out->dtype == HLA_F32 && out->stride[3] == 1 && width == HLA_TILE_COLUMNS;
+            float buffer[HLA_TILE_COLUMNS], *row = in_place ? (float *)(void *)to : buffer;
             for (int x = 0; x < HLA_TILE_COLUMNS; x += HLA_VECTOR_WIDTH) {
                 hla_vector value = hla_vector_divide(hla_vector_load(from + x), divisor);
                 hla_vector_store(row + x, empty ? hla_vector_zero() : hla_vector_multiply(value, factor));
             }
-            int64_t width = smaller(problem->value_dim - panel * HLA_TILE_COLUMNS, HLA_TILE_COLUMNS);
-            hla_store_floats(to, out->dtype, width, out->stride[3], row);
+            if (!in_place) hla_store_floats(to, out->dtype, width, out->stride[3], buffer);
         }
     }
 }

@@ -215,8 +215,7 @@ static void run(const hla_hadamard_call *call) {
     const plan *p = &carved;
     int64_t heads = problem->batch * problem->heads;
     int64_t query_blocks = (problem->queries + QUERIES - 1) / QUERIES;
-    int team = team_size(call->threads, heads * p->key_blocks, heads * query_blocks);
-#pragma omp parallel num_threads(team)
+#pragma omp parallel num_threads(team_size(call->threads, heads * p->key_blocks, heads * query_blocks))
     {
         scratch own = scratch_of_thread(p);
 #pragma omp for schedule(dynamic, 1)

@@ -425,8 +425,7 @@ static void run(const hla_hadamard_call *call) {
     int64_t heads = problem->batch * problem->heads;
     int64_t ranges = (p->folded.state_rank + p->range - 1) / p->range;
     int64_t query_blocks = (problem->queries + QUERIES - 1) / QUERIES;
-    int team = team_size(call->threads, heads * ranges, heads * query_blocks);
-#pragma omp parallel num_threads(team)
+#pragma omp parallel num_threads(team_size(call->threads, heads *ranges, heads *query_blocks))
     {
         scratch own = scratch_of_thread(p);
 #pragma omp for schedule(dynamic, 1)
