@@ -35,7 +35,7 @@ typedef struct hlv_context hlv_context;
 
 typedef enum hlv_log_level { HLV_LOG_DEBUG = 0, HLV_LOG_INFO = 1, HLV_LOG_WARNING = 2 } hlv_log_level;
 
-/* stage is one of "load", "text", "sample", "decode", "encode", "write"; done and total count its steps. */
+/* stage is one of "load", "text", "sample", "decode", "encode"; done and total count its steps. */
 typedef void (*hlv_progress_fn)(void *user, const char *stage, int64_t done, int64_t total);
 typedef void (*hlv_log_fn)(void *user, hlv_log_level level, const char *sentence);
 typedef bool (*hlv_cancel_fn)(void *user); /* true: stop as soon as possible; called from the calling thread only */
@@ -46,7 +46,8 @@ HLV_API hlv_status hlv_context_set_threads(hlv_context *context, int threads); /
 HLV_API void hlv_context_set_log(hlv_context *context, hlv_log_fn log, void *user);
 HLV_API void hlv_context_set_progress(hlv_context *context, hlv_progress_fn progress, void *user);
 HLV_API void hlv_context_set_cancel(hlv_context *context, hlv_cancel_fn cancel, void *user);
-HLV_API const char *hlv_context_error(const hlv_context *context); /* sentence of the last error, "" if none */
+/* The sentence of the last error, "" if none; of any length, and there until the next error. */
+HLV_API const char *hlv_context_error(const hlv_context *context);
 HLV_API int hlv_context_threads(const hlv_context *context);
 HLV_API int64_t hlv_context_peak_bytes(hlv_context *context, bool reset); /* most bytes held at once by this context */
 /* Allocations that would bring the bytes held over the limit fail with HLV_ERROR_MEMORY; 0: no limit, the default. */

@@ -64,7 +64,12 @@ static void sentences_may_quote_the_last_one(void **state) {
     memset(text, 'x', sizeof text - 1);
     text[sizeof text - 1] = '\0';
     hlv_fail(f->ctx, HLV_ERROR_IO, "%s", text);
-    assert_in_range(strlen(hlv_context_error(f->ctx)), 1000, sizeof text - 2);
+    assert_string_equal(hlv_context_error(f->ctx), text);
+    hlv_fail(f->ctx, HLV_ERROR_IO, "again: %s", hlv_context_error(f->ctx));
+    assert_int_equal(strncmp(hlv_context_error(f->ctx), "again: xxx", 10), 0);
+    assert_string_equal(hlv_context_error(f->ctx) + 7, text);
+    hlv_fail(f->ctx, HLV_ERROR_IO, "short");
+    assert_string_equal(hlv_context_error(f->ctx), "short");
 }
 
 static void threads_are_checked(void **state) {

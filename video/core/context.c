@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ERROR_BYTES 4096 /* room for a list of some twenty tensor names */
+#define ERROR_BYTES 1024 /* of a usual sentence; a longer one has memory of its own */
 #define LOG_BYTES 1024
 #define MAX_THREADS 4096
 #define MAX_BYTES ((size_t)1 << 46) /* of one block: as much as a process can address */
@@ -33,6 +33,7 @@ struct hlv_context {
     /* One for each number of threads ever asked for: plans made before a change keep theirs. */
     attention_entry *attention;
     int attention_count;
+    char *long_error; /* the last sentence where it does not fit error; else NULL */
     char error[ERROR_BYTES];
 };
 
@@ -70,6 +71,7 @@ void hlv_context_free(hlv_context *context) {
     for (int i = 0; i < context->attention_count; i++)
         hla_context_free(context->attention[i].context);
     free(context->attention);
+    free(context->long_error);
     free(context);
 }
 
@@ -107,7 +109,8 @@ hlv_status hlv_context_set_memory_limit(hlv_context *context, int64_t bytes) {
 }
 
 const char *hlv_context_error(const hlv_context *context) {
-    return context ? context->error : "";
+    if (!context) return "";
+    return context->long_error ? context->long_error : context->error;
 }
 
 int hlv_context_threads(const hlv_context *context) {
@@ -126,14 +129,24 @@ int64_t hlv_context_current_bytes(const hlv_context *ctx) {
 
 hlv_status hlv_fail(hlv_context *ctx, hlv_status status, const char *format, ...) {
     if (!ctx) return status;
-    char sentence[ERROR_BYTES]; /* apart: the arguments may point into the old sentence */
+    char usual[ERROR_BYTES], *sentence = usual; /* apart: the arguments may point into the old sentence */
     va_list arguments;
     va_start(arguments, format);
-    if (vsnprintf(sentence, sizeof sentence, format, arguments) < 0) sentence[0] = '\0';
+    int length = vsnprintf(usual, sizeof usual, format, arguments);
     va_end(arguments);
+    if (length < 0) usual[0] = '\0';
+    char *longer = length < ERROR_BYTES ? NULL : malloc((size_t)length + 1); /* without memory the sentence is cut */
+    if (longer) {
+        sentence = longer;
+        va_start(arguments, format);
+        vsnprintf(longer, (size_t)length + 1, format, arguments);
+        va_end(arguments);
+    }
     for (char *c = sentence; *c; c++) /* a file's own words must not break lines or steer a terminal */
         if ((unsigned char)*c < ' ' || *c == 127) *c = ' ';
-    memcpy(ctx->error, sentence, sizeof sentence);
+    free(ctx->long_error);
+    ctx->long_error = longer;
+    memcpy(ctx->error, usual, sizeof usual);
     return status;
 }
 

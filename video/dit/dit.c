@@ -1,6 +1,5 @@
 /* video/dit/dit.c - opening and freeing the transformer. */
 #include <stdlib.h>
-#include <string.h>
 
 #include "video/dit/internal.h"
 
@@ -48,22 +47,11 @@ static hlv_status assign_blocks(hlv_dit *dit, const char *adapter_dir, hlv_atten
     return HLV_OK;
 }
 
-/* A misspelt name in an adapter would be ignored without a word; say it. */
-static void warn_of_unused(const hlv_dit *dit, const hlv_weights *weights, const hlv_weights *adapter) {
-    for (int64_t i = 0; adapter && i < hlv_weights_count(adapter); i++) {
-        const hlv_weight *weight = hlv_weights_at(adapter, i);
-        if (!strstr(weight->name, "_map.") && !hlv_weights_find(weights, weight->name))
-            hlv_log(dit->ctx, HLV_LOG_WARNING, "%s: %s is no tensor of the transformer and is not used", weight->file,
-                    weight->name);
-    }
-}
-
 static hlv_status load_from(hlv_dit *dit, const char *transformer_dir, const char *adapter_dir, hla_dtype dtype) {
     hlv_weights *weights = NULL, *adapter = NULL;
     hlv_status status = hlv_weights_open(dit->ctx, transformer_dir, &weights);
     if (status == HLV_OK && dit->adapter.num_layers) status = hlv_weights_open(dit->ctx, adapter_dir, &adapter);
     if (status == HLV_OK) status = hlv_dit_load(dit, weights, adapter, dtype);
-    if (status == HLV_OK) warn_of_unused(dit, weights, adapter);
     hlv_weights_free(adapter);
     hlv_weights_free(weights);
     return status;
@@ -135,7 +123,7 @@ void hlv_dit_free(hlv_dit *dit) {
     if (!dit) return;
     hlv_linear *const linears[] = {dit->patch_embedding, dit->time_in,  dit->time_out, dit->time_proj,
                                    dit->text_in,         dit->text_out, dit->proj_out};
-    for (size_t i = 0; i < sizeof linears / sizeof *linears; i++)
+    for (size_t i = 0; i < sizeof linears / sizeof linears[0]; i++)
         hlv_linear_free(linears[i]);
     hlv_free(dit->ctx, dit->scale_shift);
     for (int n = 0; dit->blocks && n < dit->config.num_layers; n++)

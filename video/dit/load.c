@@ -87,15 +87,15 @@ static void want_map(order_list *list, hlv_dit_map *map, const hlv_block_config 
     const int64_t H = list->dit->config.num_attention_heads, head = list->dit->config.attention_head_dim;
     const int64_t rank = config->rank[p];
     const struct {
-        bool wanted;
         float **floats;
-        int ndim;
-        int64_t shape[3];
         const char *name;
-    } parts[] = {{true, &map->weight, 3, {H, rank, head}, "weight"},
-                 {config->bias, &map->bias, 2, {H, rank}, "bias"},
-                 {config->hidden, &map->hidden_weight, 3, {H, head, head}, "hidden.weight"},
-                 {config->hidden, &map->hidden_bias, 2, {H, head}, "hidden.bias"}};
+        int64_t shape[3];
+        int ndim;
+        bool wanted;
+    } parts[] = {{&map->weight, "weight", {H, rank, head}, 3, true},
+                 {&map->bias, "bias", {H, rank}, 2, config->bias},
+                 {&map->hidden_weight, "hidden.weight", {H, head, head}, 3, config->hidden},
+                 {&map->hidden_bias, "hidden.bias", {H, head}, 2, config->hidden}};
     char name[NAME_SIZE];
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         compose(name, "%s.%d.%s", prefix, p, parts[i].name);
@@ -178,6 +178,7 @@ static hlv_status deliver(hlv_context *ctx, const delivery *item) {
 
 static hlv_status deliver_all(const order_list *list) {
     hlv_context *ctx = list->dit->ctx;
+    hlv_progress(ctx, "load", 0, list->count);
     for (int64_t i = 0; i < list->count; i++) {
         if (hlv_cancelled(ctx)) return hlv_fail(ctx, HLV_ERROR_CANCELLED, "cancelled while loading the transformer");
         hlv_status status = deliver(ctx, &list->items[i]);

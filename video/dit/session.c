@@ -65,7 +65,7 @@ static hlv_status plan_hadamard(hlv_dit_session *session, int n) {
 /* Plans for every block; *features receives the numbers per token and head that the widest block's features take. */
 static hlv_status plan_blocks(hlv_dit_session *session, int64_t *features) {
     const int blocks = session->dit->config.num_layers;
-    session->hadamard = calloc((size_t)blocks, sizeof *session->hadamard);
+    session->hadamard = calloc((size_t)blocks, sizeof(hla_hadamard_plan *));
     if (!session->hadamard) return hlv_fail(session->ctx, HLV_ERROR_MEMORY, "out of memory for %d plans", blocks);
     *features = 0;
     hlv_status status = HLV_OK;

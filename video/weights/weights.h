@@ -38,8 +38,8 @@ int64_t hlv_weights_metadata_at(const hlv_weights *weights, int64_t i, const cha
 int64_t hlv_weights_files(const hlv_weights *weights, int64_t *bytes); /* number of files, and their bytes in all */
 
 /* Looks up `weights` after `overrides` (may be NULL). A missing name or a wrong shape is noted and NULL is returned;
- * after all have been asked for, hlv_loader_finish fails with the missing and mis-shaped tensors named in one sentence
- * (the first 20 of each, and how many more; those are named in warnings to the log).
+ * after all have been asked for, hlv_loader_finish fails with every missing and every mis-shaped tensor named in one
+ * sentence, and every override that was not asked for: its name may be misspelt, or it belongs to another model.
  * `name` may be a printf format. Shape follows as ndim and that many int64_t; -1 accepts any size on that axis. */
 typedef struct hlv_loader hlv_loader;
 hlv_status hlv_loader_create(hlv_context *ctx, const hlv_weights *weights, const hlv_weights *overrides,
