@@ -13,8 +13,7 @@
 #include "video/sampler/sampler.h"
 #include "video/weights/weights.h"
 
-static const hlv_scheduler_config WAN = {
-    .num_train_timesteps = 1000, .solver_order = 2, .flow_shift = 3.0, .lower_order_final = true};
+static const hlv_scheduler_config WAN = {.num_train_timesteps = 1000, .solver_order = 2, .flow_shift = 3.0};
 
 static hlv_context *open_context(void) {
     hlv_context *ctx = NULL;

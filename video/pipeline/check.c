@@ -45,7 +45,7 @@ static hlv_status check_numbers(const hlv_run *run) {
 }
 
 static hlv_status check_side(const hlv_run *run, const char *name, int found, int patch) {
-    const int multiple = hlv_model_spatial_scale(run->model) * patch;
+    const int multiple = hlv_vae_pixels_a_latent(&run->model->vae) * patch;
     if (found < 1 || found > MAX_SIDE || found % multiple)
         return hlv_fail(run->ctx, HLV_ERROR_ARGUMENT, "%s: found %d, wanted a multiple of %d up to %d", name, found,
                         multiple, MAX_SIDE);
@@ -57,7 +57,7 @@ static hlv_status check_side(const hlv_run *run, const char *name, int found, in
 }
 
 static hlv_status check_frames(const hlv_run *run) {
-    const int scale = hlv_model_temporal_scale(run->model), patch = run->model->transformer.patch_size[0];
+    const int scale = hlv_vae_frames_a_latent(&run->model->vae), patch = run->model->transformer.patch_size[0];
     const int found = run->options.frames;
     if (found < 1 || found > MAX_FRAMES || (found - 1) % scale)
         return hlv_fail(run->ctx, HLV_ERROR_ARGUMENT, "frames: found %d, wanted 1 more than a multiple of %d", found,
@@ -79,14 +79,14 @@ static hlv_status sizes_from_latents(hlv_run *run) {
     int64_t shape[4]; /* C, F, Y, X */
     hlv_status status = hlv_latents_shape(run->ctx, o->latents, "latents", NULL, shape);
     if (status != HLV_OK) return status;
-    const int scale = hlv_model_spatial_scale(run->model);
+    const int scale = hlv_vae_pixels_a_latent(&run->model->vae);
     const struct {
         const char *name;
         int *option;
         int64_t size;
     } sizes[] = {{"width", &o->width, shape[3] * scale},
                  {"height", &o->height, shape[2] * scale},
-                 {"frames", &o->frames, (shape[1] - 1) * hlv_model_temporal_scale(run->model) + 1}};
+                 {"frames", &o->frames, (shape[1] - 1) * hlv_vae_frames_a_latent(&run->model->vae) + 1}};
     if (shape[0] != run->model->vae.z_dim)
         return hlv_fail(run->ctx, HLV_ERROR_FORMAT, "%s: latents have %lld channels, the model's VAE wants %d",
                         o->latents, (long long)shape[0], run->model->vae.z_dim);
@@ -107,9 +107,9 @@ static hlv_status check_sizes(hlv_run *run) {
     if (status == HLV_OK) status = check_side(run, "height", o->height, patch[1]);
     if (status == HLV_OK) status = check_frames(run);
     if (status != HLV_OK) return status;
-    const int scale = hlv_model_spatial_scale(run->model);
+    const int scale = hlv_vae_pixels_a_latent(&run->model->vae);
     run->C = run->model->vae.z_dim;
-    run->F = (o->frames - 1) / hlv_model_temporal_scale(run->model) + 1;
+    run->F = (o->frames - 1) / hlv_vae_frames_a_latent(&run->model->vae) + 1;
     run->Y = o->height / scale, run->X = o->width / scale;
     run->count = run->C * run->F * run->Y * run->X; /* at most 2^6 2^20 2^14 2^14: no overflow */
     return HLV_OK;

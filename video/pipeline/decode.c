@@ -11,6 +11,7 @@ typedef struct frame_sink {
     hlv_video_writer *writer;
     uint8_t *rgb; /* one frame */
     double write_seconds;
+    int64_t done, total; /* latent frames, for the progress; total 0: a preview, which reports none */
 } frame_sink;
 
 /* [-1,1] to 0..255: to [0,1], clamped, times 255, cut off, each in float32, as the reference does it. NaN gives 0. */
@@ -20,7 +21,11 @@ static uint8_t to_byte(float y) {
     return (uint8_t)((unit < 1.0f ? unit : 1.0f) * 255.0f);
 }
 
-/* The VAE itself reports its progress. */
+static void report(const frame_sink *sink) {
+    if (sink->total) hlv_progress(sink->run->ctx, "decode", sink->done, sink->total);
+}
+
+/* The frames of one latent frame. */
 static hlv_status take_frames(void *user, const float *frames, int64_t first, int64_t count, int64_t height,
                               int64_t width) {
     frame_sink *sink = user;
@@ -36,6 +41,8 @@ static hlv_status take_frames(void *user, const float *frames, int64_t first, in
         sink->write_seconds += hlv_seconds() - start;
         if (status != HLV_OK) return status;
     }
+    sink->done++;
+    report(sink);
     return HLV_OK;
 }
 
@@ -74,8 +81,9 @@ static hlv_status write_clip(hlv_run *run, frame_sink *sink, const char *path, c
 hlv_status hlv_run_decode(hlv_run *run) {
     hlv_status status = open_vae(run);
     if (status != HLV_OK) return status;
-    frame_sink sink = {.run = run};
+    frame_sink sink = {.run = run, .total = run->F};
     const double start = hlv_seconds();
+    report(&sink);
     status = write_clip(run, &sink, run->options.output, run->latents, run->F);
     run->result.write_seconds = sink.write_seconds;
     run->result.decode_seconds = hlv_seconds() - start - sink.write_seconds;

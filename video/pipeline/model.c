@@ -25,17 +25,6 @@ char *hlv_model_path(const hlv_model *model, const char *part) {
     return join(model->ctx, model->directory, part);
 }
 
-int hlv_model_spatial_scale(const hlv_model *model) {
-    return 1 << (model->vae.stages - 1);
-}
-
-int hlv_model_temporal_scale(const hlv_model *model) {
-    int scale = 1;
-    for (int i = 0; i + 1 < model->vae.stages; i++)
-        scale <<= model->vae.temporal_downsample[i];
-    return scale;
-}
-
 /* The adapter asked for, or DIR/hla where there is one. */
 static hlv_status find_adapter(hlv_model *model, const char *asked) {
     if (asked) {

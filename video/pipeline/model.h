@@ -26,7 +26,4 @@ char *hlv_model_path(const hlv_model *model, const char *part);
 /* Opens the transformer unless it is open; it stays the model's. */
 hlv_status hlv_model_transformer(hlv_model *model, const hlv_dit **dit);
 
-int hlv_model_spatial_scale(const hlv_model *model);  /* pixels a latent along height and width */
-int hlv_model_temporal_scale(const hlv_model *model); /* frames a latent after the first */
-
 #endif

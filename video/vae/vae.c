@@ -41,17 +41,6 @@ const hlv_vae_config *hlv_vae_get_config(const hlv_vae *vae) {
     return &vae->config;
 }
 
-int hlv_vae_spatial_scale(const hlv_vae *vae) {
-    return 1 << (vae->config.stages - 1);
-}
-
-int hlv_vae_temporal_scale(const hlv_vae *vae) {
-    int scale = 1;
-    for (int i = 0; i < vae->config.stages - 1; i++)
-        scale *= vae->config.temporal_downsample[i] ? 2 : 1;
-    return scale;
-}
-
 /* z [Y, X, C] = frame f of latents [C, F, Y, X], the normalisation undone. */
 static void take_latents(const hlv_vae_config *c, float *z, const float *latents, int64_t F, int64_t f,
                          int64_t pixels) {
@@ -107,21 +96,19 @@ static hlv_status decode_clip(const hlv_vae *vae, vae_stream *stream, const floa
     int64_t first = 0;
     for (int64_t f = 0; f < F && status == HLV_OK; f++) {
         vae_chunk chunk = {0};
-        hlv_progress(ctx, "decode", f, F);
         take_latents(&vae->config, z, latents, F, f, pixels);
         status = decode_frame(vae, stream, z, z + pixels * C, pixels, &chunk);
         if (status == HLV_ERROR_CANCELLED) status = cancelled(ctx, "decoding", f, F);
         if (status == HLV_OK) status = sink(user, chunk.x, first, chunk.frames, chunk.height, chunk.width);
         first += chunk.frames;
     }
-    if (status == HLV_OK) hlv_progress(ctx, "decode", F, F);
     hlv_free(ctx, z);
     return status;
 }
 
 hlv_status hlv_vae_decode(const hlv_vae *vae, const float *latents, int64_t F, int64_t Y, int64_t X, hlv_frames_fn sink,
                           void *user) {
-    const int64_t most = MAX_PIXELS / hlv_vae_spatial_scale(vae);
+    const int64_t most = MAX_PIXELS / hlv_vae_pixels_a_latent(&vae->config);
     if (!(vae->parts & HLV_VAE_DECODER))
         return hlv_fail(vae->ctx, HLV_ERROR_ARGUMENT, "the VAE was opened without its decoder");
     if (!latents || !sink)
@@ -140,7 +127,8 @@ hlv_status hlv_vae_decode(const hlv_vae *vae, const float *latents, int64_t F, i
 static hlv_status encode_clip(const hlv_vae *vae, vae_stream *stream, float *latents, const float *frames, int64_t N,
                               int64_t floats_a_frame, int64_t pixels) {
     hlv_context *ctx = vae->ctx;
-    const int64_t C2 = (int64_t)2 * vae->config.z_dim, scale = hlv_vae_temporal_scale(vae), F = (N - 1) / scale + 1;
+    const int64_t C2 = (int64_t)2 * vae->config.z_dim, scale = hlv_vae_frames_a_latent(&vae->config),
+                  F = (N - 1) / scale + 1;
     float *moments = hlv_alloc_floats(ctx, pixels * C2);
     hlv_status status = moments ? HLV_OK : HLV_ERROR_MEMORY;
     for (int64_t f = 0; f < F && status == HLV_OK; f++) {
@@ -159,7 +147,7 @@ static hlv_status encode_clip(const hlv_vae *vae, vae_stream *stream, float *lat
 
 hlv_status hlv_vae_encode(const hlv_vae *vae, float *latents, const float *frames, int64_t N, int64_t height,
                           int64_t width) {
-    const int64_t scale = hlv_vae_spatial_scale(vae), times = hlv_vae_temporal_scale(vae);
+    const int64_t scale = hlv_vae_pixels_a_latent(&vae->config), times = hlv_vae_frames_a_latent(&vae->config);
     if (!(vae->parts & HLV_VAE_ENCODER))
         return hlv_fail(vae->ctx, HLV_ERROR_ARGUMENT, "the VAE was opened without its encoder");
     if (!latents || !frames)

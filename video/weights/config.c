@@ -202,6 +202,17 @@ hlv_status hlv_vae_config_from_json(hlv_context *ctx, const char *file, json_t *
     return fields.status;
 }
 
+int hlv_vae_pixels_a_latent(const hlv_vae_config *config) {
+    return 1 << (config->stages - 1);
+}
+
+int hlv_vae_frames_a_latent(const hlv_vae_config *config) {
+    int frames = 1;
+    for (int i = 0; i + 1 < config->stages; i++)
+        frames *= config->temporal_downsample[i] ? 2 : 1;
+    return frames;
+}
+
 /* The encoder's feed-forward must be gated with the tanh form of GELU, said by dense_act_fn and is_gated_act or, in
  * short, by feed_forward_proj. */
 static void check_feed_forward(hlv_json_fields *fields) {
@@ -285,7 +296,8 @@ hlv_status hlv_scheduler_config_from_json(hlv_context *ctx, const char *file, js
                       "'disable_corrector' is not empty: leaving out the corrector is not supported");
     read_ints(&fields, ints, COUNT(ints), config);
     config->flow_shift = hlv_json_real(&fields, "flow_shift", 1, 1e-3, 1000);
-    config->lower_order_final = hlv_json_bool(&fields, "lower_order_final", true);
+    /* Either value: into sigma 0 all orders take the same step. */
+    (void)hlv_json_bool(&fields, "lower_order_final", true);
     return fields.status;
 }
 

@@ -37,7 +37,6 @@ typedef struct hlv_text_config { /* text_encoder/config.json, UMT5EncoderModel *
 typedef struct hlv_scheduler_config { /* scheduler/scheduler_config.json, UniPCMultistepScheduler */
     int num_train_timesteps, solver_order;
     double flow_shift;
-    bool lower_order_final;
 } hlv_scheduler_config;
 
 typedef struct hlv_block_config { /* one transformer block's self-attention */
@@ -51,6 +50,8 @@ typedef struct hlv_block_config { /* one transformer block's self-attention */
     bool bias;        /* feature maps have a bias */
     bool rope_before; /* true (default): the maps see rotated q and k; false: q and k before RoPE */
 } hlv_block_config;
+
+#define HLV_ADAPTER_CLASS "HadamardLinearAttention" /* "_class_name" in hla/config.json */
 
 typedef struct hlv_adapter_config { /* hla/config.json; its format is written down in README.md */
     int num_layers;
@@ -71,7 +72,10 @@ hlv_status hlv_vae_config_read(hlv_context *ctx, const char *component_dir, hlv_
 hlv_status hlv_text_config_read(hlv_context *ctx, const char *component_dir, hlv_text_config *config);
 hlv_status hlv_scheduler_config_read(hlv_context *ctx, const char *component_dir, hlv_scheduler_config *config);
 hlv_status hlv_adapter_config_read(hlv_context *ctx, const char *adapter_dir, hlv_adapter_config *config);
-void hlv_adapter_config_free(hlv_adapter_config *config); /* its insides only */
+void hlv_adapter_config_free(hlv_adapter_config *config);  /* its insides only */
+int hlv_vae_pixels_a_latent(const hlv_vae_config *config); /* along height and width: 8 for Wan */
+int hlv_vae_frames_a_latent(const hlv_vae_config *config); /* after the first, which is one frame: 4 for Wan */
+
 /* model_index.json: checks _class_name WanPipeline and the components' classes; reads the defaults. */
 hlv_status hlv_model_index_read(hlv_context *ctx, const char *model_dir, hlv_default_config *defaults);
 

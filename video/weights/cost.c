@@ -23,9 +23,7 @@ static int64_t model_width(const hlv_transformer_config *config) {
 
 hlv_status hlv_clip_measure(hlv_context *ctx, const hlv_transformer_config *transformer, const hlv_vae_config *vae,
                             int width, int height, int frames, hlv_clip *clip) {
-    int space = 1 << (vae->stages - 1), time = 1;
-    for (int i = 0; i + 1 < vae->stages; i++)
-        if (vae->temporal_downsample[i]) time *= 2;
+    const int space = hlv_vae_pixels_a_latent(vae), time = hlv_vae_frames_a_latent(vae);
     const int *patch = transformer->patch_size;
     int row = space * patch[1], column = space * patch[2];
     if (width < 1 || width > HLV_CLIP_MAX_SIDE || width % column)
