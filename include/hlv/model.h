@@ -41,8 +41,9 @@ typedef struct hlv_model hlv_model;
 HLV_API hlv_status hlv_model_open(hlv_context *context, const hlv_model_options *options, hlv_model **model);
 HLV_API void hlv_model_free(hlv_model *model); /* NULL is fine */
 
-/* What is in a checkpoint directory or a single .safetensors file, as text for people or as JSON; owned by the caller,
- * freed with free(). width, height, frames (0: the model's defaults) set the size that FLOPs and memory are given for.
+/* What is in a checkpoint directory, an adapter's directory or a single .safetensors file, as text for people or as
+ * JSON; owned by the caller, freed with free(). width, height, frames (0: the model's defaults) set the size that FLOPs
+ * and memory are given for.
  */
 HLV_API hlv_status hlv_inspect(hlv_context *context, const char *path, int width, int height, int frames, bool json,
                                char **text);

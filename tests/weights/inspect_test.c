@@ -225,6 +225,33 @@ static void adapters_are_shown(void **state) {
     free(text);
 }
 
+/* The adapter's directory by itself: its blocks, then its tensors. */
+static void adapters_alone_are_shown(void **state) {
+    const fixture *f = *state;
+    make_adapted(f, ADAPTER("{\"kind\":\"softmax\"},{\"kind\":\"hadamard\",\"ranks\":[3,2]}"));
+    char path[256], *text = NULL;
+    path_in(f, "hla", path);
+    json_t *root = inspect_json(f, path, 0, 0, 0);
+    assert_string_equal(json_string_value(json_object_get(root, "kind")), "adapter");
+    const json_t *blocks = json_object_get(root, "attention");
+    assert_int_equal(json_array_size(blocks), 2);
+    assert_string_equal(json_string_value(json_object_get(json_array_get(blocks, 1), "kind")), "hadamard");
+    assert_int_equal(json_array_size(json_object_get(root, "tensors")), 9);
+    json_decref(root);
+    assert_int_equal(hlv_inspect(f->ctx, path, 0, 0, 0, false, &text), HLV_OK);
+    assert_non_null(strstr(text, "hla: HadamardLinearAttention for a transformer of 2 blocks\n"));
+    assert_non_null(strstr(text, "self-attention of block 1: hadamard, ranks 3 x 2, relu, normalised\n"));
+    assert_non_null(strstr(text, "blocks.1.attn1.key_map.1.bias\n"));
+    free(text);
+    put_text(f, "hla/config.json", ADAPTER("{\"kind\":\"linear\"}"));
+    check_failure(f, hlv_inspect(f->ctx, path, 0, 0, 0, false, &text), HLV_ERROR_UNSUPPORTED, "hla/config.json",
+                  "'kind' is \"linear\"");
+    assert_null(text);
+    assert_int_equal(hlv_inspect(f->ctx, GOLDEN "transformer", 0, 0, 0, false, &text), HLV_OK); /* another class */
+    assert_null(strstr(text, "blocks\n"));
+    free(text);
+}
+
 static void mismatched_parts_are_refused(void **state) {
     const fixture *f = *state;
     make_adapted(f, ADAPTER("{\"kind\":\"softmax\"}"));
@@ -292,9 +319,9 @@ static void single_files_are_listed(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        CASE(published_sizes_are_counted), CASE(published_costs_are_reached), CASE(hadamard_costs_are_reached),
-        CASE(counts_agree_with_pytorch),   CASE(adapters_are_shown),          CASE(mismatched_parts_are_refused),
-        CASE(sizes_are_checked),           CASE(single_files_are_listed),
+        CASE(published_sizes_are_counted),  CASE(published_costs_are_reached), CASE(hadamard_costs_are_reached),
+        CASE(counts_agree_with_pytorch),    CASE(adapters_are_shown),          CASE(adapters_alone_are_shown),
+        CASE(mismatched_parts_are_refused), CASE(sizes_are_checked),           CASE(single_files_are_listed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -76,10 +76,9 @@ hlv_status hlv_adapter_config_from_json(hlv_context *ctx, const char *file, json
     hlv_json_fields fields = {.ctx = ctx, .file = file, .where = "", .object = root};
     *config = (hlv_adapter_config){.ctx = ctx};
     const char *name = hlv_json_text(&fields, "_class_name", "absent");
-    if (strcmp(name, "HadamardLinearAttention") != 0)
+    if (strcmp(name, HLV_ADAPTER_CLASS) != 0)
         hlv_json_fail(&fields, HLV_ERROR_UNSUPPORTED,
-                      "unknown architecture: '_class_name' is \"%.80s\", and must be \"HadamardLinearAttention\"",
-                      name);
+                      "unknown architecture: '_class_name' is \"%.80s\", and must be \"" HLV_ADAPTER_CLASS "\"", name);
     int version = hlv_json_int(&fields, "format_version", FORMAT_VERSION, 1, 1 << 20);
     if (version != FORMAT_VERSION)
         hlv_json_fail(&fields, HLV_ERROR_UNSUPPORTED, "'format_version' is %d, and this version reads %d", version,

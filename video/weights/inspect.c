@@ -2,6 +2,7 @@
 #include "video/weights/inspect.h"
 
 #include "hlv/model.h"
+#include "video/weights/json.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -113,7 +114,7 @@ static hlv_status inspect_model(hlv_context *ctx, const char *path, int width, i
                             .parts = {{.name = "text_encoder", .class_name = "UMT5EncoderModel"},
                                       {.name = "transformer", .class_name = "WanTransformer3DModel"},
                                       {.name = "vae", .class_name = "AutoencoderKLWan"},
-                                      {.name = "hla", .class_name = "HadamardLinearAttention"}}};
+                                      {.name = "hla", .class_name = HLV_ADAPTER_CLASS}}};
     hlv_status status = read_model(ctx, &found);
     if (status == HLV_OK)
         status = hlv_clip_measure(ctx, &found.transformer, &found.vae, width ? width : found.defaults.width,
@@ -129,14 +130,34 @@ static hlv_status inspect_model(hlv_context *ctx, const char *path, int width, i
     return status;
 }
 
-static hlv_status inspect_weights(hlv_context *ctx, const char *path, bool json, char **text) {
+static hlv_status inspect_weights(hlv_context *ctx, const char *path, const hlv_adapter_config *adapter, bool json,
+                                  char **text) {
     hlv_weights *weights = NULL;
     hlv_status status = hlv_weights_open(ctx, path, &weights);
     if (status != HLV_OK) return status;
-    *text = json ? hlv_weights_json(weights) : hlv_weights_text(weights);
+    *text = json ? hlv_weights_json(weights, adapter) : hlv_weights_text(weights, adapter);
     if (!*text)
         status = hlv_fail(ctx, HLV_ERROR_MEMORY, "%s: no report: its path is not UTF-8 or memory ran out", path);
     hlv_weights_free(weights);
+    return status;
+}
+
+/* Whether path is the directory of an adapter: its config.json says so. */
+static bool is_adapter(hlv_context *ctx, const char *path) {
+    char config[4096];
+    json_t *root = NULL;
+    bool named = exists_in(path, "config.json", config, sizeof config) && hlv_json_read(ctx, config, &root) == HLV_OK;
+    const char *name = json_string_value(json_object_get(root, "_class_name"));
+    named = named && name && strcmp(name, HLV_ADAPTER_CLASS) == 0;
+    json_decref(root);
+    return named;
+}
+
+static hlv_status inspect_adapter(hlv_context *ctx, const char *path, bool json, char **text) {
+    hlv_adapter_config adapter;
+    hlv_status status = hlv_adapter_config_read(ctx, path, &adapter);
+    if (status == HLV_OK) status = inspect_weights(ctx, path, &adapter, json, text);
+    hlv_adapter_config_free(&adapter);
     return status;
 }
 
@@ -148,5 +169,6 @@ hlv_status hlv_inspect(hlv_context *context, const char *path, int width, int he
     char index[4096];
     if (exists_in(path, "model_index.json", index, sizeof index))
         return inspect_model(context, path, width, height, frames, json, text);
-    return inspect_weights(context, path, json, text);
+    if (is_adapter(context, path)) return inspect_adapter(context, path, json, text);
+    return inspect_weights(context, path, NULL, json, text);
 }

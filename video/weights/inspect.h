@@ -48,7 +48,8 @@ typedef struct hlv_inspection {
 /* The text in fresh memory for free(); NULL when out of memory. */
 char *hlv_inspection_text(const hlv_inspection *found);
 char *hlv_inspection_json(const hlv_inspection *found);
-char *hlv_weights_text(const hlv_weights *weights);
-char *hlv_weights_json(const hlv_weights *weights);
+/* adapter: what its config says, for the directory of an adapter alone; NULL for plain weights. */
+char *hlv_weights_text(const hlv_weights *weights, const hlv_adapter_config *adapter);
+char *hlv_weights_json(const hlv_weights *weights, const hlv_adapter_config *adapter);
 
 #endif

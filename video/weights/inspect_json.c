@@ -49,11 +49,11 @@ static json_t *block_json(const hlv_block_config *block) {
 }
 
 /* One entry a block. */
-static json_t *attention_json(const hlv_inspection *found) {
+static json_t *attention_json(const hlv_adapter_config *adapter, int layers) {
     static const hlv_block_config softmax = {.hadamard = false};
     json_t *blocks = json_array();
-    for (int i = 0; i < found->transformer.num_layers; i++)
-        json_array_append_new(blocks, block_json(found->adapter.num_layers ? &found->adapter.blocks[i] : &softmax));
+    for (int i = 0; i < layers; i++)
+        json_array_append_new(blocks, block_json(adapter->num_layers ? &adapter->blocks[i] : &softmax));
     return blocks;
 }
 
@@ -91,18 +91,18 @@ static char *dump(json_t *root) {
 
 char *hlv_inspection_json(const hlv_inspection *found) {
     const hlv_clip *clip = &found->clip;
-    return dump(json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:{s:i, s:f}, s:o, s:{s:i, s:i, s:i, s:[i,I,I,I], s:I}, s:o, "
-                          "s:f, s:f, s:{s:o, s:o},"
-                          " s:f}",
-                          "path", found->path, "kind", "model", "parts", parts_json(found), "transformer",
-                          transformer_json(&found->transformer), "text_encoder", text_json(&found->text), "vae",
-                          vae_json(&found->vae), "scheduler", "solver_order", found->scheduler.solver_order,
-                          "flow_shift", found->scheduler.flow_shift, "attention", attention_json(found), "clip",
-                          "width", clip->width, "height", clip->height, "frames", clip->frames, "latents",
-                          found->vae.z_dim, (json_int_t)clip->F, (json_int_t)clip->Y, (json_int_t)clip->X, "tokens",
-                          (json_int_t)clip->tokens, "flops_forward", cost_json(found), "flops_text", found->text_cost,
-                          "flops_decode", found->decode_cost, "memory_bytes", "f32", memory_json(&found->memory[0]),
-                          "bf16", memory_json(&found->memory[1]), "machine_bytes", found->machine_bytes));
+    return dump(json_pack(
+        "{s:s, s:s, s:o, s:o, s:o, s:o, s:{s:i, s:f}, s:o, s:{s:i, s:i, s:i, s:[i,I,I,I], s:I}, s:o, "
+        "s:f, s:f, s:{s:o, s:o},"
+        " s:f}",
+        "path", found->path, "kind", "model", "parts", parts_json(found), "transformer",
+        transformer_json(&found->transformer), "text_encoder", text_json(&found->text), "vae", vae_json(&found->vae),
+        "scheduler", "solver_order", found->scheduler.solver_order, "flow_shift", found->scheduler.flow_shift,
+        "attention", attention_json(&found->adapter, found->transformer.num_layers), "clip", "width", clip->width,
+        "height", clip->height, "frames", clip->frames, "latents", found->vae.z_dim, (json_int_t)clip->F,
+        (json_int_t)clip->Y, (json_int_t)clip->X, "tokens", (json_int_t)clip->tokens, "flops_forward", cost_json(found),
+        "flops_text", found->text_cost, "flops_decode", found->decode_cost, "memory_bytes", "f32",
+        memory_json(&found->memory[0]), "bf16", memory_json(&found->memory[1]), "machine_bytes", found->machine_bytes));
 }
 
 static json_t *weight_json(const hlv_weight *weight) {
@@ -113,7 +113,7 @@ static json_t *weight_json(const hlv_weight *weight) {
                      (json_int_t)weight->bytes);
 }
 
-char *hlv_weights_json(const hlv_weights *weights) {
+char *hlv_weights_json(const hlv_weights *weights, const hlv_adapter_config *adapter) {
     json_t *tensors = json_array(), *metadata = json_object();
     int64_t parameters = 0, bytes = 0, files = hlv_weights_files(weights, &bytes);
     for (int64_t i = 0; i < hlv_weights_count(weights); i++) {
@@ -126,7 +126,8 @@ char *hlv_weights_json(const hlv_weights *weights) {
         hlv_weights_metadata_at(weights, i, &key, &value);
         json_object_set_new(metadata, key, json_string(value));
     }
-    return dump(json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:o}", "path", hlv_weights_path(weights), "kind", "weights",
-                          "files", (json_int_t)files, "bytes", (json_int_t)bytes, "parameters", (json_int_t)parameters,
-                          "metadata", metadata, "tensors", tensors));
+    return dump(json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:o*}", "path", hlv_weights_path(weights), "kind",
+                          adapter ? "adapter" : "weights", "files", (json_int_t)files, "bytes", (json_int_t)bytes,
+                          "parameters", (json_int_t)parameters, "metadata", metadata, "tensors", tensors, "attention",
+                          adapter ? attention_json(adapter, adapter->num_layers) : NULL));
 }

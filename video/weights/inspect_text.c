@@ -88,8 +88,7 @@ static void write_block(FILE *out, const hlv_block_config *block) {
 }
 
 /* Equal neighbours in one line. */
-static void write_attention(FILE *out, const hlv_inspection *found) {
-    const hlv_adapter_config *adapter = &found->adapter;
+static void write_attention(FILE *out, const hlv_adapter_config *adapter) {
     if (!adapter->num_layers) {
         fprintf(out, "self-attention: softmax in all blocks (no hla/ here)\n");
         return;
@@ -167,7 +166,7 @@ char *hlv_inspection_text(const hlv_inspection *found) {
     fprintf(out, "%s: WanPipeline\n\n", found->path);
     write_parts(out, found);
     write_configs(out, found);
-    write_attention(out, found);
+    write_attention(out, &found->adapter);
     write_cost(out, found);
     write_memory(out, found);
     return finish(out, &text);
@@ -179,12 +178,17 @@ static void write_plain(FILE *out, const char *text) {
         fputc((unsigned char)*text < ' ' || *text == 127 ? ' ' : *text, out);
 }
 
-char *hlv_weights_text(const hlv_weights *weights) {
+char *hlv_weights_text(const hlv_weights *weights, const hlv_adapter_config *adapter) {
     char *text = NULL, shape[160], a[32], b[32], c[32];
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
     if (!out) return NULL;
     int64_t parameters = 0, bytes = 0, files = hlv_weights_files(weights, &bytes);
+    if (adapter) {
+        fprintf(out, "%s: " HLV_ADAPTER_CLASS " for a transformer of %d blocks\n", hlv_weights_path(weights),
+                adapter->num_layers);
+        write_attention(out, adapter);
+    }
     for (int64_t i = 0; i < hlv_weights_count(weights); i++) {
         const hlv_weight *weight = hlv_weights_at(weights, i);
         hlv_shape_text(shape, sizeof shape, weight->ndim, weight->shape);
