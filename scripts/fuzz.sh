@@ -6,7 +6,7 @@ set -eu
 seconds="${1:-60}"
 root="$(cd "$(dirname "$0")/.." && pwd)"
 build="${2:-$root/build-fuzz}"
-targets="safetensors config tokenizer"
+targets="safetensors index config tokenizer"
 
 CC=clang cmake -S "$root" -B "$build" -DHLA_FUZZ=ON -DHLA_TESTS=ON >/dev/null
 cmake --build "$build" -j "$(nproc)" --target fuzzers >/dev/null
