@@ -198,6 +198,23 @@ fake_ffmpeg() {
     chmod +x bin/ffmpeg
 }
 
+# What OpenMP's runtime is told about waiting threads, as the encoder, a child of the command, sees it.
+waiting() {
+    # shellcheck disable=SC2016 # expanded by the stand-in
+    fake_ffmpeg 'echo "spins ${GOMP_SPINCOUNT-unset}, policy ${OMP_WAIT_POLICY-unset}" >&2; exit 1'
+    local run=(env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT PATH="$scratch/bin:$PATH")
+    refuse 1 "spins 1000, policy unset" "${run[@]}" "${clip[@]}" -o out/a.mp4
+    refuse 1 "spins 7, policy unset" "${run[@]}" GOMP_SPINCOUNT=7 "${clip[@]}" -o out/a.mp4
+    refuse 1 "spins unset, policy active" "${run[@]}" OMP_WAIT_POLICY=active "${clip[@]}" -o out/a.mp4
+    # Without /proc the program does not find itself, and goes on as it is.
+    if unshare -rm true 2>/dev/null; then
+        # shellcheck disable=SC2016
+        expect 0 "out/a.gif" "${run[@]}" unshare -rm sh -c 'mount -t tmpfs none /proc && exec "$@"' sh \
+            "${clip[@]}" -o out/a.gif
+    fi
+    rm -rf out && mkdir out
+}
+
 # limited KIB COMMAND...: no file may grow beyond that. What it says goes through a pipe, which has no such limit.
 limited() {
     local limit=$1
@@ -321,9 +338,13 @@ others() {
     printf 'too short' >bad.safetensors
     refuse 1 "bad.safetensors" "$hla" inspect bad.safetensors
 
-    expect 0 "All is well" "$hla" doctor
-    expect 0 "" "$hla" doctor --json
-    valid_json stdout 'd["good"] and d["kernels"][0]["name"] == "reference" and d["machine"]["cores"] > 0'
+    expect 0 "All is well" env HLA_MODEL="$adapted" "$hla" doctor
+    expect 0 "" env HLA_MODEL="$adapted" "$hla" doctor --json
+    valid_json stdout 'd["good"] and not d["remarks"] and d["kernels"][0]["name"] == "reference" and
+        d["machine"]["cores"] > 0'
+    expect 0 "no .mp4 can be written" env HLA_MODEL="$adapted" PATH="$scratch/empty" "$hla" doctor
+    expect 1 "none/model_index.json" env HLA_MODEL=none "$hla" doctor
+    expect 1 "HLA_KERNEL is 'fastest'" env HLA_MODEL="$adapted" HLA_KERNEL=fastest "$hla" doctor
 
     expect 0 "hadamard" "$hla" bench generate "${tiny[@]}" --json out/b.json
     valid_json out/b.json '[r["attention"] for r in d["runs"]] == ["hadamard", "softmax"] and
@@ -350,7 +371,7 @@ others() {
 }
 
 start=$SECONDS
-for part in help_and_usage options sizes_and_prompts formats results encoder_and_disk bad_checkpoints interrupt \
+for part in help_and_usage options sizes_and_prompts formats results encoder_and_disk waiting bad_checkpoints interrupt \
     progress others; do
     before=$failures
     $part
