@@ -58,22 +58,27 @@ static const cli_option table[] = {
 
 static int run(int argc, char **argv);
 
-const cli_command attend_command = {
-    "attend",
-    "Hadamard linear attention, or softmax attention, on arrays from files.",
-    "--q FILE --k FILE --v FILE [--maps FILE] -o FILE [options]",
-    table,
-    "Arrays are .npy ('<f4', '<f2' or '<f8', C order) or .safetensors (F32, F16 or BF16). From a .safetensors file the "
-    "tensor\n"
-    "q, k or v is taken, or the one named after a colon: acts.safetensors:layer3.q. With A_ij = product over the "
-    "factors of\n"
-    "(query features i . key features j), the result is sum_j A_ij v_j / (sum_j A_ij + epsilon).\n"
-    "\n"
-    "Examples:\n"
-    "  hla attend --q q.npy --k k.npy --v v.npy --maps maps.safetensors -o out.npy --explain\n"
-    "  hla attend --q a1.npy --q a2.npy --k c1.npy --k c2.npy --v v.npy -o out.npy        features given, two factors\n"
-    "  hla attend --q x.safetensors --k x.safetensors --v x.safetensors --softmax -o out.safetensors\n",
-    run};
+const cli_command attend_command = {"attend",
+                                    "Computes the attention, or softmax attention, on arrays.",
+                                    "--q FILE --k FILE --v FILE [--maps FILE] -o FILE [options]",
+                                    table,
+                                    "Arrays are .npy ('<f4', '<f2' or '<f8', C order) or .safetensors (F32, F16 or\n"
+                                    "BF16). From a .safetensors file the tensor q, k or v is taken, or the one named\n"
+                                    "after a colon: acts.safetensors:layer3.q\n"
+                                    "\n"
+                                    "  A_ij = product over the factors of (query features i . key features j)\n"
+                                    "  out_i = sum_j A_ij v_j / (sum_j A_ij + epsilon)\n"
+                                    "\n"
+                                    "Examples:\n"
+                                    "  hla attend --q q.npy --k k.npy --v v.npy --maps maps.safetensors -o out.npy\n"
+                                    "  hla attend --q q.npy --k k.npy --v v.npy -o out.npy --explain \\\n"
+                                    "      --maps models/hla-tiny/hla/model.safetensors:blocks.0.attn1\n"
+                                    "With the features given, two factors:\n"
+                                    "  hla attend --q a1.npy --q a2.npy --k c1.npy --k c2.npy --v v.npy -o out.npy\n"
+                                    "Softmax attention of the tensors q, k and v of one file:\n"
+                                    "  hla attend --q x.safetensors --k x.safetensors --v x.safetensors \\\n"
+                                    "      --softmax -o out.safetensors\n",
+                                    run};
 
 /* All that a run holds; freed by one function. */
 typedef struct attend_state {

@@ -25,9 +25,11 @@ static const double gate_limits[] = {[HLA_F32] = 1e-5, [HLA_BF16] = 1e-2};
 static const cli_option table[] = {
     {"tokens", 'T', OPTION_COUNTS, offsetof(bench_settings, tokens), "N,N,...",
      "numbers of tokens (default: 256,512,1024,2048,4096,8192)", 1, 1 << 24, NULL},
-    {"heads", 'H', OPTION_INTEGER, offsetof(bench_settings, heads), "N", "(default: 4)", 1, 1024, NULL},
+    {"heads", 'H', OPTION_INTEGER, offsetof(bench_settings, heads), "N", "heads of the attention (default: 4)", 1, 1024,
+     NULL},
     {"dim", 'D', OPTION_INTEGER, offsetof(bench_settings, dim), "N", "width of a head (default: 64)", 1, 4096, NULL},
-    {"factors", 'P', OPTION_INTEGER, offsetof(bench_settings, factors), "N", "(default: 2)", 1, HLA_MAX_FACTORS, NULL},
+    {"factors", 'P', OPTION_INTEGER, offsetof(bench_settings, factors), "N", "factors of Hadamard (default: 2)", 1,
+     HLA_MAX_FACTORS, NULL},
     {"rank", 'R', OPTION_INTEGER, offsetof(bench_settings, rank), "N", "of each factor (default: 32)", 1, HLA_MAX_RANK,
      NULL},
     {"form", 0, OPTION_CHOICE, offsetof(bench_settings, form), NULL, "how Hadamard is computed (default: auto)", 0, 0,
@@ -45,18 +47,17 @@ static int run(int argc, char **argv);
 
 const cli_command bench_attention_command = {
     "bench attention",
-    "Measures Hadamard against softmax attention over the number of tokens.",
+    "Measures both attentions over the number of tokens.",
     "[--json FILE] [--plot FILE.svg] [options]",
     table,
-    "Both operators run on random inputs on the same threads in one process; Hadamard starts from given features. A "
-    "time counts\n"
-    "only if the result passed: rows of it are computed again by the double-precision reference, and must agree to "
-    "1e-5 (f32)\n"
-    "or 1e-2 (bf16). Exit status 1 if one did not.\n"
+    "Hadamard and softmax attention run on random inputs on the same threads in one\n"
+    "process; Hadamard starts from given features. A time counts only if the result\n"
+    "passed: rows of it are computed again by the double-precision reference, and\n"
+    "must agree to 1e-5 (f32) or 1e-2 (bf16). Exit status 1 if one did not.\n"
     "\n"
     "Examples:\n"
     "  hla bench attention --plot attention.svg\n"
-    "  hla bench attention --tokens 1024,4096,16384 --rank 16 --dtype bf16 --json attention.json\n",
+    "  hla bench attention --tokens 1024,4096,16384 --rank 16 --json attention.json\n",
     run};
 
 typedef struct measurement {
@@ -255,6 +256,7 @@ static void print_json(FILE *file, const void *user) {
     json_whole(&out, "factors", settings->factors);
     json_whole(&out, "rank", settings->rank);
     json_text(&out, "dtype", dtype_names[settings->dtype]);
+    json_whole(&out, "repeat", settings->repeat);
     json_open(&out, "runs", '[');
     for (int i = 0; i < 2 * settings->tokens.count; i++) {
         const measurement *row = &state->rows[i / 2];

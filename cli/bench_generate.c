@@ -25,7 +25,7 @@ static const cli_option table[] = {
     MODEL_OPTIONS(bench_settings),
     CLIP_OPTIONS(bench_settings),
     {"prompt", 'p', OPTION_TEXT, offsetof(bench_settings, prompt), "TEXT",
-     "(default: \"a rocket flies up over a blue background\")", 0, 0, NULL},
+     "what the clip shows (default: \"a rocket flies up over a blue background\")", 0, 0, NULL},
     {"format", 0, OPTION_TEXT, offsetof(bench_settings, format), "EXT",
      "ending of the video that is written to a temporary directory (default: gif)", 0, 0, NULL},
     {"repeat", 'r', OPTION_INTEGER, offsetof(bench_settings, repeat), "N",
@@ -37,14 +37,14 @@ static int run(int argc, char **argv);
 
 const cli_command bench_generate_command = {
     "bench generate",
-    "Measures a clip with Hadamard and with softmax attention in turn, in one process.",
+    "Measures a clip with Hadamard and with softmax attention.",
     "[--json FILE] [options]",
     table,
-    "--json FILE writes {\"machine\", \"runs\": [{\"attention\", \"seconds_per_step\", \"stage_seconds\", "
-    "\"peak_bytes\", ...}]};\n"
-    "the table goes to standard output in any case. Seconds are wall-clock time, those of a step the median over the "
-    "steps;\n"
-    "bytes are what the engine allocated.\n"
+    "The same clip is made with one attention and then the other, in one process.\n"
+    "Seconds are wall-clock time, those of a step the median over the steps; bytes\n"
+    "are what the engine allocated. The table goes to standard output in any case;\n"
+    "--json FILE writes {\"machine\", \"runs\": [{\"attention\", \"seconds_per_step\",\n"
+    "\"stage_seconds\", \"peak_bytes\", ...}]}.\n"
     "\n"
     "Examples:\n"
     "  hla bench generate --json speed.json\n"
@@ -99,11 +99,11 @@ static hlv_status measure(cli_session *session, const bench_settings *settings, 
     char *directory = NULL;
     model_settings chosen = settings->model;
     chosen.attention = (int)run->attention;
-    if (!session->quiet) fprintf(stderr, "with %s attention\n", attention_names[run->attention]);
     hlv_context_peak_bytes(session->ctx, true);
     double start = seconds_now();
     hlv_status status = open_model(session, &chosen, &model, &directory);
     run->open_seconds = seconds_now() - start;
+    if (status == HLV_OK && !session->quiet) fprintf(stderr, "with %s attention\n", attention_names[run->attention]);
     run->seconds = run->seconds_per_step = INFINITY;
     hlv_context_set_progress(session->ctx, on_progress, &times);
     for (int i = 0; i < settings->repeat && status == HLV_OK; i++) {

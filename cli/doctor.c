@@ -8,28 +8,31 @@
 
 #include <link.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define ERROR_LIMIT 1e-5 /* relative, fp32, against the double-precision reference */
 
-typedef struct doctor_settings {
-    cli_common common;
-} doctor_settings;
-
 static const cli_option table[] = {{0}};
 
 static int run(int argc, char **argv);
 
-const cli_command doctor_command = {
-    "doctor",
-    "Shows processor, memory, libraries, video formats, the default model and the kernels, and checks the kernels.",
-    "[options]",
-    table,
-    "Each kernel this machine runs computes a small problem and is compared with the double-precision reference.\n"
-    "HLA_KERNEL=NAME makes every command use one kernel. Exit status 1 if a kernel computes wrong.\n",
-    run};
+const cli_command doctor_command = {"doctor",
+                                    "Shows what this machine has, checks kernels and model.",
+                                    "[options]",
+                                    table,
+                                    "Shown are processor, memory, libraries, video formats, the default model and\n"
+                                    "the kernels. Each Hadamard kernel this machine runs computes a small problem,\n"
+                                    "which is compared with the double-precision reference. HLA_KERNEL=NAME makes\n"
+                                    "every command use one Hadamard kernel; HLA_SOFTMAX_KERNEL and\n"
+                                    "HLA_FEATURE_MAP_KERNEL do the same for the other operators.\n"
+                                    "\n"
+                                    "What is missing or wrong is said at the end. Exit status 1 if something is\n"
+                                    "wrong: a kernel's result, a kernel asked for that is none, a model that cannot\n"
+                                    "be opened. A missing ffmpeg or default model is no error.\n",
+                                    run};
 
 /* What one kernel of a table can do here. error: relative, NaN if it was not run. */
 typedef struct kernel_row {
@@ -39,22 +42,35 @@ typedef struct kernel_row {
 } kernel_row;
 
 #define MAX_ROWS 64
+#define MAX_REMARKS 16
 typedef struct findings {
     machine_info machine;
     int threads;
     kernel_row rows[MAX_ROWS];
     int row_count;
-    bool wrong; /* a kernel computed wrong */
     char *model;
-    char formats[4][640]; /* why a format cannot be written; empty: it can */
+    bool can_write[4]; /* as extensions */
     char libraries[8][256];
     int library_count;
+    char remarks[MAX_REMARKS][640]; /* what is missing or wrong */
+    int remark_count;
+    bool wrong; /* one of them is an error */
 } findings;
 
 static const char *const extensions[4] = {"mp4", "webm", "gif", "png"};
 
-/* The self-check: one small problem with odd sizes, two factors. */
+static void remark(findings *found, bool wrong, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+static void remark(findings *found, bool wrong, const char *format, ...) {
+    va_list args;
+    found->wrong = found->wrong || wrong;
+    if (found->remark_count == MAX_REMARKS) return;
+    va_start(args, format);
+    vsnprintf(found->remarks[found->remark_count++], sizeof found->remarks[0], format, args);
+    va_end(args);
+}
+
+/* The self-check: one small problem with odd sizes, two factors. */
 typedef struct small_problem {
     hla_hadamard_problem problem;
     operand q[2], k[2], v, out;
@@ -132,7 +148,8 @@ static void check_kernels(cli_session *session, hla_context *hla, findings *foun
                 memcpy(small.expected, small.out.array.data, (size_t)small.out.array.count * sizeof *small.expected);
             row->error = relative_error(small.out.array.data, small.expected, small.out.array.count);
         }
-        found->wrong = found->wrong || !(row->error <= ERROR_LIMIT);
+        if (!(row->error <= ERROR_LIMIT))
+            remark(found, true, "kernel %s computes wrong on this machine: please report it", row->name);
     }
     free_problem(session->ctx, &small);
 }
@@ -146,6 +163,24 @@ static void list_kernels(findings *found) {
             (kernel_row){"softmax", softmax.name, "", softmax.needs, softmax.runs_here, NAN};
     for (int i = 0; hla_feature_map_kernel(i, &map) && found->row_count < MAX_ROWS; i++)
         found->rows[found->row_count++] = (kernel_row){"feature map", map.name, "", map.needs, map.runs_here, NAN};
+}
+
+/* A kernel that the environment asks for must be in the list and run here. */
+static void check_forced(findings *found) {
+    static const struct {
+        const char *variable, *operator_name;
+    } variables[] = {
+        {"HLA_KERNEL", "hadamard"}, {"HLA_SOFTMAX_KERNEL", "softmax"}, {"HLA_FEATURE_MAP_KERNEL", "feature map"}};
+    for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++) {
+        const char *name = getenv(variables[i].variable);
+        bool good = name == NULL || name[0] == '\0';
+        for (int r = 0; r < found->row_count && !good; r++)
+            good = found->rows[r].runs_here && strcmp(found->rows[r].operator_name, variables[i].operator_name) == 0 &&
+                   strcmp(found->rows[r].name, name) == 0;
+        if (!good)
+            remark(found, true, "%s is '%s', which is not a %s kernel that runs here", variables[i].variable, name,
+                   variables[i].operator_name);
+    }
 }
 
 /* Shared libraries whose names tell their versions once links are followed. */
@@ -170,9 +205,26 @@ static void try_formats(cli_session *session, findings *found) {
     for (int i = 0; i < 4; i++) {
         char path[512];
         snprintf(path, sizeof path, "%s/hla-doctor.%s", directory != NULL ? directory : "/tmp", extensions[i]);
-        if (hlv_video_check(session->ctx, path) != HLV_OK)
-            snprintf(found->formats[i], sizeof found->formats[i], "%s", hlv_context_error(session->ctx));
+        found->can_write[i] = hlv_video_check(session->ctx, path) == HLV_OK;
+        if (!found->can_write[i])
+            remark(found, false, "no .%s can be written: %s", extensions[i], hlv_context_error(session->ctx));
     }
+}
+
+/* Opening reads and checks every config, no weights. */
+static void try_model(cli_session *session, findings *found) {
+    hlv_model_options options;
+    hlv_model *model = NULL;
+    found->model = find_default_model();
+    if (found->model == NULL) {
+        remark(found, false, "%s", no_default_model);
+        return;
+    }
+    hlv_model_options_init(&options);
+    options.directory = found->model;
+    if (hlv_model_open(session->ctx, &options, &model) != HLV_OK)
+        remark(found, true, "the default model cannot be opened: %s", hlv_context_error(session->ctx));
+    hlv_model_free(model);
 }
 
 static void report_json(const findings *found) {
@@ -188,7 +240,7 @@ static void report_json(const findings *found) {
     json_close(&out, ']');
     json_open(&out, "formats", '{');
     for (int i = 0; i < 4; i++)
-        json_text(&out, extensions[i], found->formats[i][0] == '\0' ? "yes" : found->formats[i]);
+        json_bool(&out, extensions[i], found->can_write[i]);
     json_close(&out, '}');
     json_text(&out, "forced_kernel", getenv("HLA_KERNEL"));
     json_open(&out, "kernels", '[');
@@ -203,6 +255,10 @@ static void report_json(const findings *found) {
         json_number(&out, "relative_error", row->error);
         json_close(&out, '}');
     }
+    json_close(&out, ']');
+    json_open(&out, "remarks", '[');
+    for (int i = 0; i < found->remark_count; i++)
+        json_text(&out, NULL, found->remarks[i]);
     json_close(&out, ']');
     json_bool(&out, "good", !found->wrong);
     json_close(&out, '}');
@@ -229,28 +285,30 @@ static void report_text(const findings *found) {
         printf("  %s\n", found->libraries[i]);
     printf("\nVideo formats\n");
     for (int i = 0; i < 4; i++)
-        printf("  %-12s %s\n", extensions[i], found->formats[i][0] == '\0' ? "yes" : found->formats[i]);
+        printf("  %-12s %s\n", extensions[i], found->can_write[i] ? "yes" : "no");
     printf("\nDefault model\n  %s\n\nDevices\n  cpu          yes\n  cuda         not in this build\n",
-           found->model != NULL ? found->model : "none found: give --model DIR, or set HLA_MODEL");
+           found->model != NULL ? found->model : "none");
     printf("\nKernels, the last that runs is chosen for its form%s%s\n",
            getenv("HLA_KERNEL") != NULL ? "; HLA_KERNEL forces " : "",
            getenv("HLA_KERNEL") != NULL ? getenv("HLA_KERNEL") : "");
     for (int i = 0; i < found->row_count; i++)
         report_kernel(&found->rows[i]);
-    printf("\n%s\n", found->wrong ? "A kernel computes WRONG on this machine: please report it." : "All is well.");
+    printf("\n%s", found->remark_count == 0 ? "All is well.\n" : "");
+    for (int i = 0; i < found->remark_count; i++)
+        printf("%s\n", found->remarks[i]);
 }
 
 static int run(int argc, char **argv) {
-    doctor_settings settings = {0};
+    cli_common settings = {0};
     text_list words;
     int exit_status = parse_options(&doctor_command, argc, argv, &settings, &words, 0);
     cli_session session;
-    if (exit_status == STATUS_GO_ON) exit_status = session_open(&session, &doctor_command, &settings.common);
+    if (exit_status == STATUS_GO_ON) exit_status = session_open(&session, &doctor_command, &settings);
     if (exit_status != STATUS_GO_ON) return exit_status;
     hla_context_options options;
     hla_context *hla = NULL;
     hla_context_options_init(&options);
-    options.threads = settings.common.threads;
+    options.threads = settings.threads;
     findings *found = calloc(1, sizeof *found);
     if (found == NULL || hla_context_create(&hla, &options) != HLA_OK) {
         free(found);
@@ -258,13 +316,14 @@ static int run(int argc, char **argv) {
         return session_close(&session, HLV_ERROR_MEMORY);
     }
     found->threads = hlv_context_threads(session.ctx);
-    found->model = find_default_model();
     read_machine(&found->machine);
     dl_iterate_phdr(note_library, found);
     try_formats(&session, found);
+    try_model(&session, found);
     check_kernels(&session, hla, found);
     list_kernels(found);
-    if (settings.common.json)
+    check_forced(found);
+    if (settings.json)
         report_json(found);
     else
         report_text(found);

@@ -20,8 +20,7 @@ typedef struct generate_settings {
 static const cli_option table[] = {
     {"output", 'o', OPTION_TEXT, offsetof(generate_settings, output), "FILE",
      "the video: .mp4 .webm (through ffmpeg) .gif .png .apng .y4m, or frame-%03d.png for single pictures; an older "
-     "file of "
-     "that name is replaced when the new one is whole",
+     "file of that name is replaced when the new one is whole",
      0, 0, NULL},
     MODEL_OPTIONS(generate_settings),
     {"attention", 'a', OPTION_CHOICE, offsetof(generate_settings, model.attention), NULL,
@@ -49,22 +48,23 @@ static const cli_option table[] = {
 
 static int run(int argc, char **argv);
 
-const cli_command generate_command = {
-    "generate",
-    "Turns a prompt into a video.",
-    "PROMPT -o FILE [options]",
-    table,
-    "Examples:\n"
-    "  hla generate \"a rocket flies up over a blue background\" -o rocket.mp4\n"
-    "  hla generate \"a cat spins\" -o cat.gif --seed 7 --steps 40\n"
-    "  hla generate \"a cat spins\" -o cat.webm --attention softmax      the unconverted model\n"
-    "  hla generate \"a cat spins\" -o cat.mp4 --save-latents cat.safetensors\n"
-    "  hla generate --latents cat.safetensors -o cat.png                decode again, another format\n"
-    "\n"
-    "Ctrl-C stops at the next step, leaves no half-written video and says how to go on. The video's metadata hold the "
-    "prompt,\n"
-    "the seed, the model and the settings (ffprobe -show_format). Exit status: 0 done, 1 failed, 2 wrong usage.\n",
-    run};
+const cli_command generate_command = {"generate",
+                                      "Turns a prompt into a video.",
+                                      "PROMPT -o FILE [options]",
+                                      table,
+                                      "Examples:\n"
+                                      "  hla generate \"a rocket flies up over a blue background\" -o rocket.mp4\n"
+                                      "  hla generate \"a cat spins\" -o cat.gif --seed 7 --steps 40\n"
+                                      "  hla generate \"a cat spins\" -o cat.mp4 --save-latents cat.safetensors\n"
+                                      "The unconverted model, with softmax attention:\n"
+                                      "  hla generate \"a cat spins\" -o cat.webm --attention softmax\n"
+                                      "Decode saved latents again, into another format:\n"
+                                      "  hla generate --latents cat.safetensors -o cat.png\n"
+                                      "\n"
+                                      "Ctrl-C stops at the next step, leaves no half-written video and says how to go\n"
+                                      "on. The video's metadata hold the prompt, the seed, the model and the settings\n"
+                                      "(ffprobe -show_format FILE). Exit status: 0 done, 1 failed, 2 wrong usage.\n",
+                                      run};
 
 /* Wrong combinations of options: STATUS_GO_ON if there are none. */
 static int check(const generate_settings *settings, const char *prompt) {
@@ -163,7 +163,7 @@ static void say_how_to_go_on(const generate_settings *settings, time_t start) {
                 model != NULL ? "'" : "");
     else if (session_interrupted())
         fprintf(stderr,
-                "Nothing was written. With --save-latents F a finished sampling is kept and can be decoded later with "
+                "No video was written. With --save-latents F a finished sampling is kept and can be decoded later with "
                 "--latents F; the same seed starts the same clip again.\n");
 }
 

@@ -20,10 +20,11 @@ static int run(int argc, char **argv);
 
 const cli_command inspect_command = {
     "inspect",
-    "Shows what is in a checkpoint directory or .safetensors file, and the FLOPs and memory of a clip.",
+    "Shows what is in a checkpoint, and what a clip costs with it.",
     "[DIR|FILE] [options]",
     table,
-    "Without DIR or FILE the default model is shown.\n"
+    "DIR is a checkpoint in the Diffusers layout, FILE one .safetensors file; without\n"
+    "either the default model is shown. A clip's cost is given in FLOPs and memory.\n"
     "\n"
     "Examples:\n"
     "  hla inspect\n"
@@ -41,8 +42,9 @@ static int run(int argc, char **argv) {
     char *found = words.count > 0 ? NULL : find_default_model(), *text = NULL;
     const char *path = words.count > 0 ? words.items[0] : found;
     if (path == NULL) {
-        session_close(&session, HLV_OK);
-        return wrong_usage(&inspect_command, "no default model here: name a directory or file");
+        session.sentence =
+            "the embedded hla-tiny is not installed here; name a directory or file, or set HLA_MODEL=DIR";
+        return session_close(&session, HLV_ERROR_IO);
     }
     hlv_status status = hlv_inspect(session.ctx, path, settings.size[0], settings.size[1], settings.frames,
                                     settings.common.json, &text);

@@ -13,6 +13,9 @@ const char *const dtype_names[] = {"f32", "bf16", NULL}; /* places as in hla_dty
 const char *const device_names[] = {"cpu", "cuda", NULL};
 const char *const sampler_names[] = {"unipc", "euler", NULL}; /* places as in hlv_sampler */
 
+const char no_default_model[] = "no model: the embedded hla-tiny is not installed here; give --model DIR, a checkpoint "
+                                "in the Diffusers layout, or set HLA_MODEL=DIR";
+
 /* DIR/model_index.json is there. */
 static bool is_model(const char *directory) {
     char path[MAX_PATH_BYTES + 32];
@@ -46,9 +49,7 @@ hlv_status open_model(cli_session *session, const model_settings *settings, hlv_
     *directory = NULL;
     if (settings->device != 0) return refuse(session, "this build has no CUDA backend; use --device cpu");
     *directory = settings->model != NULL ? strdup(settings->model) : find_default_model();
-    if (*directory == NULL)
-        return refuse(session,
-                      "no model: the embedded hla-tiny is not beside the program; give --model DIR or set HLA_MODEL");
+    if (*directory == NULL) return refuse(session, no_default_model);
     hlv_model_options options;
     hlv_model_options_init(&options);
     options.directory = *directory;

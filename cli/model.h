@@ -93,7 +93,8 @@ hlv_status open_model(cli_session *session, const model_settings *settings, hlv_
 void clip_options(hlv_generate_options *options, const hlv_model *model, const clip_settings *clip);
 
 /* Where the default model lies, malloc'ed: $HLA_MODEL, else beside the program, else in the source tree; NULL if
- * nowhere. */
+ * nowhere, which no_default_model says in a clause. */
 char *find_default_model(void);
+extern const char no_default_model[];
 
 #endif

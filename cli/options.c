@@ -8,7 +8,7 @@
 #include <string.h>
 
 #define HELP_COLUMN 28
-#define HELP_WIDTH 100
+#define HELP_WIDTH 80
 
 static const cli_option common_table[] = {
     {"threads", 't', OPTION_INTEGER, offsetof(cli_common, threads), "N",

@@ -9,6 +9,7 @@
 #define RIGHT 150 /* room for the names at the lines' ends */
 #define TOP 70
 #define BOTTOM 60
+#define LINE_HEIGHT 15.0
 
 /* Told apart by lightness too, for print and for colour-blind readers. */
 static const char *const colours[] = {"#0b5fa5", "#d1495b", "#6a994e", "#8d6a9f"};
@@ -88,7 +89,8 @@ static void print_grid(FILE *file, const plot_data *plot, const plot_axes *axes)
     }
 }
 
-static void print_line(FILE *file, const plot_data *plot, const plot_axes *axes, int l) {
+/* *name_y: where the last line's name stands; one that would cover it moves away. */
+static void print_line(FILE *file, const plot_data *plot, const plot_axes *axes, int l, double *name_y) {
     const plot_line *line = &plot->lines[l];
     const char *colour = colours[l % (int)(sizeof colours / sizeof colours[0])];
     double x = 0, y = 0;
@@ -104,9 +106,12 @@ static void print_line(FILE *file, const plot_data *plot, const plot_axes *axes,
         if (usable(line->y[i]))
             fprintf(file, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" fill=\"%s\"/>\n", place_x(axes, plot->x[i]),
                     place_y(axes, line->y[i]), colour);
+    if (!(y > 0)) return;
+    double apart = y + 4 - *name_y;
+    *name_y = fabs(apart) >= LINE_HEIGHT ? y + 4 : *name_y + (apart < 0 ? -LINE_HEIGHT : LINE_HEIGHT);
     char style[96];
     snprintf(style, sizeof style, "fill=\"%s\" font-weight=\"bold\"", colour);
-    if (y > 0) print_label(file, x + 10, y + 4, style, line->name);
+    print_label(file, x + 10, *name_y, style, line->name);
 }
 
 void print_plot(FILE *file, const void *data) {
@@ -121,8 +126,9 @@ void print_plot(FILE *file, const void *data) {
     print_label(file, LEFT, 30, "font-size=\"18\"", plot->title);
     print_label(file, LEFT, 52, "fill=\"#555\"", plot->subtitle);
     print_grid(file, plot, &axes);
+    double name_y = -LINE_HEIGHT;
     for (int l = 0; l < plot->line_count; l++)
-        print_line(file, plot, &axes, l);
+        print_line(file, plot, &axes, l, &name_y);
     print_label(file, LEFT + (WIDTH - LEFT - RIGHT) / 2.0, HEIGHT - 15, "text-anchor=\"middle\"", plot->x_name);
     fprintf(file, "<g transform=\"translate(20,%.1f) rotate(-90)\">", TOP + (HEIGHT - TOP - BOTTOM) / 2.0);
     print_label(file, 0, 0, "text-anchor=\"middle\"", plot->y_name);
