@@ -158,13 +158,14 @@ static void say_how_to_go_on(const generate_settings *settings, time_t start) {
     const char *model = settings->model.model;
     if (settings->latents != NULL || settings->output == NULL) return;
     if (settings->save_latents != NULL && stat(settings->save_latents, &info) == 0 && info.st_mtime >= start)
-        fprintf(stderr, "The finished latents are kept. Go on with: hla generate --latents '%s' -o '%s'%s%s%s\n",
-                settings->save_latents, settings->output, model != NULL ? " --model '" : "", model != NULL ? model : "",
+        fprintf(stderr, "Go on with: hla generate --latents '%s' -o '%s'%s%s%s\n", settings->save_latents,
+                settings->output, model != NULL ? " --model '" : "", model != NULL ? model : "",
                 model != NULL ? "'" : "");
     else if (session_interrupted())
-        fprintf(stderr,
-                "No video was written. With --save-latents F a finished sampling is kept and can be decoded later with "
-                "--latents F; the same seed starts the same clip again.\n");
+        fprintf(stderr, "No video was written. The same command makes the same clip from the start%s.\n",
+                settings->save_latents == NULL ? "; with --save-latents F a finished sampling is kept, and --latents F "
+                                                 "goes on from there"
+                                               : "");
 }
 
 /* A size of 0 asks for the latents' own; one that was given is checked against them. */

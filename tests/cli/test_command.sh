@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The hla command from a shell: every subcommand, its outputs read back by ffprobe, and what bad input gets.
 # Usage: test_command.sh HLA MODEL ADAPTED: two checkpoints, with softmax attention and with an adapter in hla/.
+# shellcheck disable=SC2012,SC2016 # our own file names; what is expanded by another shell
 set -u
 export LC_ALL=C.UTF-8
 hla=$1 model=$2 adapted=$3
@@ -200,7 +201,6 @@ fake_ffmpeg() {
 
 # What OpenMP's runtime is told about waiting threads, as the encoder, a child of the command, sees it.
 waiting() {
-    # shellcheck disable=SC2016 # expanded by the stand-in
     fake_ffmpeg 'echo "spins ${GOMP_SPINCOUNT-unset}, policy ${OMP_WAIT_POLICY-unset}" >&2; exit 1'
     local run=(env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT PATH="$scratch/bin:$PATH")
     refuse 1 "spins 1000, policy unset" "${run[@]}" "${clip[@]}" -o out/a.mp4
@@ -208,7 +208,6 @@ waiting() {
     refuse 1 "spins unset, policy active" "${run[@]}" OMP_WAIT_POLICY=active "${clip[@]}" -o out/a.mp4
     # Without /proc the program does not find itself, and goes on as it is.
     if unshare -rm true 2>/dev/null; then
-        # shellcheck disable=SC2016
         expect 0 "out/a.gif" "${run[@]}" unshare -rm sh -c 'mount -t tmpfs none /proc && exec "$@"' sh \
             "${clip[@]}" -o out/a.gif
     fi
@@ -291,29 +290,51 @@ bad_checkpoints() {
     refuse 1 "none" "${clip[@]}" --adapter none -o out/a.gif
 }
 
-# Ctrl-C while it samples: job control gives the background command the signals a terminal would send.
-interrupt() {
-    local signal
-    for signal in INT TERM; do
-        set -m
-        "$hla" generate "a cat" --model "$model" --threads 1 --size 128x128 --frames 33 --steps 1000 \
-            -o out/a.mp4 >stdout 2>stderr &
-        local pid=$!
-        set +m
-        for _ in $(seq 200); do
-            grep -q "^load" stderr && break
-            sleep 0.05
-        done
-        sleep 0.2
-        kill -$signal $pid
-        wait $pid
-        local status=$?
-        checks=$((checks + 1))
-        [ $status -eq 1 ] || complain "SIG$signal: exit status $status, wanted 1"
-        grep -qE "cancelled|stopped" stderr || complain "SIG$signal: not said that it was cancelled"
-        grep -q -- "--save-latents" stderr || complain "SIG$signal: not said how to go on"
-        [ -z "$(ls -A out)" ] || complain "SIG$signal: left behind: $(ls -A out)"
+# stop SIGNAL READY SAID LEFT COMMAND...: sends the signal as soon as the shell command READY succeeds. The command then
+# ends with status 1, says SAID, and leaves LEFT in out/ (or nothing). Job control gives it the signals of a terminal.
+stop() {
+    local signal=$1 ready=$2 said=$3 left=$4 pid got
+    shift 4
+    set -m
+    "$@" >stdout 2>stderr &
+    pid=$!
+    set +m
+    for _ in $(seq 200); do
+        eval "$ready" && break
+        sleep 0.05
     done
+    sleep 0.2
+    kill "-$signal" $pid
+    wait $pid
+    got=$?
+    checks=$((checks + 1))
+    [ $got -eq 1 ] || complain "SIG$signal: exit status $got, wanted 1: $*"
+    grep -qF -- "$said" stderr || complain "SIG$signal: not said: '$said': $*"
+    [ "$(ls -A out)" = "$left" ] || complain "SIG$signal: left behind: $(ls -A out): $*"
+    rm -rf out && mkdir out
+}
+
+# Ctrl-C in each stage that lasts: trying the encoder, sampling, decoding, writing.
+interrupt() {
+    local signal path_with_fake=(env PATH="$scratch/bin:$PATH")
+    local endless=("$hla" generate "a cat" --model "$model" --threads 1 --size 128x128 --frames 33 --steps 1000)
+    for signal in INT TERM HUP; do
+        stop $signal 'grep -q ^load stderr' "with --save-latents F a finished sampling is kept" "" \
+            "${endless[@]}" -o out/a.mp4
+    done
+    stop INT 'grep -q ^load stderr' "The same command makes the same clip from the start." "" \
+        "${endless[@]}" -o out/a.mp4 --save-latents out/l.safetensors
+    expect 0 "" "${clip[@]}" --size 128x128 --frames 801 --guidance 1 --steps 1 --save-latents long.safetensors
+    stop INT 'sleep 0.2' " decoding" "" \
+        "$hla" generate --model "$model" --threads 1 --latents long.safetensors -o out/a.gif
+    fake_ffmpeg 'touch started; exec sleep 9731'
+    stop INT '[ -e started ]' "cancelled: 'out/a.mp4' was not written" "" \
+        "${path_with_fake[@]}" "${clip[@]}" -o out/a.mp4
+    fake_ffmpeg 'case "$*" in *"-f null -") exec cat >/dev/null;; esac
+for last; do :; done; head -c 3000 >"${last#file:}"; touch writing; exec sleep 9731'
+    stop INT '[ -e writing ]' "Go on with: hla generate --latents 'out/l.safetensors' -o 'out/a.mp4'" l.safetensors \
+        "${path_with_fake[@]}" "${clip[@]}" --save-latents out/l.safetensors -o out/a.mp4
+    [ -z "$(pgrep -fx "sleep 9731")" ] || complain "an encoder outlives the command"
 }
 
 # A live line on a terminal, plain lines without one.

@@ -124,7 +124,7 @@ static hlv_status stopped(hlv_context *ctx, const char *path, hlv_process *proce
 }
 
 static hlv_status cancelled(hlv_context *ctx, const char *path) {
-    return hlv_fail(ctx, HLV_ERROR_CANCELLED, "cancelled while writing '%s'", path);
+    return hlv_fail(ctx, HLV_ERROR_CANCELLED, "cancelled: '%s' was not written", path);
 }
 
 static hlv_status feed(hlv_context *ctx, const char *path, hlv_process *process, const uint8_t *bytes, size_t count) {
