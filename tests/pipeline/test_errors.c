@@ -361,7 +361,7 @@ static void test_parts_that_do_not_fit(void **state) {
     remove_scratch(&folder);
 }
 
-/* Weights that are not there are found out when they are needed; nothing is left of the video. */
+/* Weights that are not there, or are cut short, are found out before anything else is done. */
 static void test_missing_weights(void **state) {
     (void)state;
     static const char *const parts[] = {"model_index.json", "scheduler", "tokenizer", "transformer", "text_encoder"};
@@ -379,16 +379,26 @@ static void test_missing_weights(void **state) {
     options.directory = folder.path;
     hlv_model *model = NULL;
     check_ok(ctx, hlv_model_open(ctx, &options, &model));
+    hlv_context_set_progress(ctx, refuse_progress, NULL);
     hlv_generate_options call;
     clip(model, &output, &call);
     call.save_latents = in_scratch(&output, "latents.safetensors");
-    assert_int_not_equal(hlv_generate(model, &call, NULL), HLV_OK);
-    assert_non_null(strstr(hlv_context_error(ctx), "vae"));
-    assert_non_null(strstr(hlv_context_error(ctx), "latents.safetensors"));
-    assert_int_equal(count_files(&output), 1);
+    assert_int_equal(hlv_generate(model, &call, NULL), HLV_ERROR_IO);
+    assert_non_null(strstr(hlv_context_error(ctx), "vae: has no weights"));
+    const char *weights = in_scratch(&folder, "vae/model.safetensors");
+    const float number = 1;
+    const hlv_tensor_out tensor = {"post_quant_conv.bias", HLA_F32, 1, {1}, &number};
+    check_ok(ctx, hlv_safetensors_write(ctx, weights, &tensor, 1, NULL, 0));
+    assert_int_equal(hlv_generate(model, &call, NULL), HLV_ERROR_FORMAT);
+    assert_non_null(strstr(hlv_context_error(ctx), "'decoder.conv_out.weight'"));
+    assert_null(strstr(hlv_context_error(ctx), "encoder.")); /* which decoding does not need */
+    assert_int_equal(truncate(weights, 40), 0);
+    assert_int_equal(hlv_generate(model, &call, NULL), HLV_ERROR_FORMAT);
+    assert_non_null(strstr(hlv_context_error(ctx), weights));
+    assert_int_equal(count_files(&output), 0);
     hlv_model_free(model);
     hlv_context_free(ctx);
-    unlink(in_scratch(&folder, "vae/config.json"));
+    unlink(in_scratch(&folder, "vae/config.json")), unlink(weights);
     rmdir(in_scratch(&folder, "vae"));
     remove_scratch(&folder);
     remove_scratch(&output);

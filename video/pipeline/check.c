@@ -1,13 +1,13 @@
 /* video/pipeline/check.c - every option of a call is checked here, before anything expensive begins. */
-#include <errno.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "hlv/media.h"
 #include "video/media/media.h"
 #include "video/pipeline/run.h"
 #include "video/text/text.h"
+#include "video/weights/weights.h"
 
 #define MAX_STEPS 1000
 #define MAX_SIDE HLV_MAX_PIXELS_A_SIDE
@@ -183,11 +183,34 @@ static hlv_status check_paths(const hlv_run *run) {
     return status;
 }
 
+/* Damaged weights should be found now, not after an hour of sampling: the headers of all files that will be needed, and
+ * of the VAE, which comes last, every tensor. */
+static hlv_status check_weights(const hlv_run *run) {
+    static const char *const parts[] = {"text_encoder", "transformer", "vae"};
+    const hlv_generate_options *o = &run->options;
+    const bool needed[] = {!o->latents, !o->latents && !run->model->dit, o->output || o->preview};
+    hlv_status status = HLV_OK;
+    for (int i = 0; status == HLV_OK && i < 3; i++) {
+        if (!needed[i]) continue;
+        char *path = hlv_model_path(run->model, parts[i]);
+        hlv_weights *weights = NULL;
+        if (!path)
+            status = HLV_ERROR_MEMORY;
+        else if (i == 2)
+            status = hlv_vae_check(run->ctx, path, HLV_VAE_DECODER);
+        else
+            status = hlv_weights_open(run->ctx, path, &weights);
+        hlv_weights_free(weights);
+        free(path);
+    }
+    return status;
+}
+
 hlv_status hlv_run_check(hlv_run *run) {
     run->guided = run->options.guidance > 1.0;
     hlv_status status = check_numbers(run);
     if (status == HLV_OK) status = check_sizes(run);
     if (status == HLV_OK) status = check_paths(run);
     if (status == HLV_OK) status = check_prompts(run);
-    return status;
+    return status == HLV_OK ? check_weights(run) : status;
 }

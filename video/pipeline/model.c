@@ -98,8 +98,7 @@ static hlv_status check_adapter(const hlv_model *model) {
 static hlv_status check_options(hlv_context *ctx, const hlv_model_options *options) {
     if (options->struct_size != sizeof *options)
         return hlv_fail(ctx, HLV_ERROR_ARGUMENT,
-                        "model options: struct_size is %zu, wanted %zu; use "
-                        "hlv_model_options_init",
+                        "model options: struct_size is %zu, wanted %zu; use hlv_model_options_init",
                         options->struct_size, sizeof *options);
     if (!options->directory || !options->directory[0])
         return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "model: no directory given");

@@ -210,7 +210,7 @@ static hlv_status reserve_layers(hlv_vae *vae, vae_network *network) {
     return hlv_fail(vae->ctx, HLV_ERROR_MEMORY, "out of memory for the %zu layers of the VAE", most);
 }
 
-hlv_status hlv_vae_build(hlv_vae *vae, const hlv_weights *weights) {
+hlv_status hlv_vae_find(hlv_vae *vae, const hlv_weights *weights) {
     const hlv_vae_config *c = &vae->config;
     for (int stage = 1; stage < c->stages; stage++)
         if ((int64_t)c->decoder_base_dim * c->dim_mult[stage] < 2)
@@ -220,9 +220,12 @@ hlv_status hlv_vae_build(hlv_vae *vae, const hlv_weights *weights) {
     hlv_status status = hlv_loader_create(vae->ctx, weights, NULL, &b.loader);
     if (status != HLV_OK) return status;
     add_parts(&b);
-    status = hlv_loader_finish(b.loader);
-    b.loader = NULL;
-    if (status == HLV_OK) status = reserve_layers(vae, &vae->decoder);
+    return hlv_loader_finish(b.loader);
+}
+
+hlv_status hlv_vae_build(hlv_vae *vae, const hlv_weights *weights) {
+    builder b = {.vae = vae, .weights = weights};
+    hlv_status status = reserve_layers(vae, &vae->decoder);
     if (status == HLV_OK) status = reserve_layers(vae, &vae->encoder);
     if (status != HLV_OK) return status;
     add_parts(&b);

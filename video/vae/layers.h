@@ -38,7 +38,10 @@ struct hlv_vae {
     vae_network decoder, encoder;
 };
 
-/* Reads the networks named by vae->parts; every missing or mis-shaped tensor of both is named in the one sentence. */
+/* Whether the weights hold all tensors of the networks named by vae->parts; every missing or mis-shaped one is named in
+ * the one sentence. */
+hlv_status hlv_vae_find(hlv_vae *vae, const hlv_weights *weights);
+/* Makes those networks, after hlv_vae_find. */
 hlv_status hlv_vae_build(hlv_vae *vae, const hlv_weights *weights);
 void hlv_vae_network_free(hlv_context *ctx, vae_network *network);
 

@@ -7,19 +7,33 @@
 #define MAX_PIXELS 65536 /* a side of an image */
 #define MAX_FRAMES ((int64_t)1 << 24)
 
+/* Config and weights, all there. The weights are the caller's to free, on failure too. */
+static hlv_status find(hlv_vae *v, const char *vae_dir, hlv_weights **weights) {
+    if (v->parts == 0 || v->parts > (HLV_VAE_DECODER | HLV_VAE_ENCODER))
+        return hlv_fail(v->ctx, HLV_ERROR_ARGUMENT,
+                        "parts of the VAE are %u, and must be decoder (1), encoder (2) or both (3)", v->parts);
+    hlv_status status = hlv_vae_config_read(v->ctx, vae_dir, &v->config);
+    if (status == HLV_OK) status = hlv_weights_open(v->ctx, vae_dir, weights);
+    return status == HLV_OK ? hlv_vae_find(v, *weights) : status;
+}
+
+hlv_status hlv_vae_check(hlv_context *ctx, const char *vae_dir, unsigned parts) {
+    hlv_vae v = {.ctx = ctx, .parts = parts};
+    hlv_weights *weights = NULL;
+    hlv_status status = find(&v, vae_dir, &weights);
+    hlv_weights_free(weights);
+    return status;
+}
+
 hlv_status hlv_vae_open(hlv_context *ctx, const char *vae_dir, hla_dtype dtype, unsigned parts, hlv_vae **vae) {
     *vae = NULL;
-    if (parts == 0 || parts > (HLV_VAE_DECODER | HLV_VAE_ENCODER))
-        return hlv_fail(ctx, HLV_ERROR_ARGUMENT,
-                        "parts of the VAE are %u, and must be decoder (1), encoder (2) or both (3)", parts);
     hlv_vae *v = calloc(1, sizeof *v);
     if (!v) return hlv_fail(ctx, HLV_ERROR_MEMORY, "%s: out of memory", vae_dir);
     v->ctx = ctx;
     v->parts = parts;
     v->dtype = dtype;
     hlv_weights *weights = NULL;
-    hlv_status status = hlv_vae_config_read(ctx, vae_dir, &v->config);
-    if (status == HLV_OK) status = hlv_weights_open(ctx, vae_dir, &weights);
+    hlv_status status = find(v, vae_dir, &weights);
     if (status == HLV_OK) status = hlv_vae_build(v, weights);
     hlv_weights_free(weights); /* the layers hold their own copies */
     if (status != HLV_OK) {

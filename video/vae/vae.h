@@ -7,6 +7,8 @@
 
 typedef struct hlv_vae hlv_vae;
 typedef enum hlv_vae_parts { HLV_VAE_DECODER = 1, HLV_VAE_ENCODER = 2 } hlv_vae_parts; /* a bit mask */
+/* Whether hlv_vae_open would find its config, its files and every tensor of the parts; the weights are not read. */
+hlv_status hlv_vae_check(hlv_context *ctx, const char *vae_dir, unsigned parts);
 hlv_status hlv_vae_open(hlv_context *ctx, const char *vae_dir, hla_dtype dtype, unsigned parts, hlv_vae **vae);
 void hlv_vae_free(hlv_vae *vae);
 const hlv_vae_config *hlv_vae_get_config(const hlv_vae *vae);
