@@ -8,6 +8,7 @@
 
 #include <math.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "tests/text/golden.h"
@@ -359,6 +360,10 @@ static void a_directory_is_opened_tokenizer_json_first(void **state) {
     assert_int_equal(hlv_tokenizer_open(ctx, directory, &tokenizer), HLV_ERROR_FORMAT);
     assert_non_null(strstr(hlv_context_error(ctx), json));
     assert_null(tokenizer);
+    assert_int_equal(unlink(json), 0);
+    assert_int_equal(mkfifo(json, 0600), 0); /* there, so not passed over; and not waited for */
+    assert_int_equal(hlv_tokenizer_open(ctx, directory, &tokenizer), HLV_ERROR_IO);
+    assert_non_null(strstr(hlv_context_error(ctx), json));
     assert_int_equal(unlink(json), 0);
     assert_int_equal(unlink(model), 0);
     assert_int_equal(rmdir(directory), 0);

@@ -1,12 +1,15 @@
 /* Tokenizers: opening one of the two file formats, encoding a text. */
 #include "video/text/tokenizer.h"
 
+#include "video/weights/json.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#define LARGEST_FILE ((size_t)1 << 30)
+#define LARGEST_FILE ((int64_t)1 << 30)
 
 hlv_status hlv_tokenizer_add_piece(hlv_tokenizer *tokenizer, const char *piece, size_t length, int32_t id,
                                    bool may_repeat) {
@@ -71,27 +74,10 @@ hlv_status hlv_tokenizer_from_memory(hlv_context *ctx, hlv_tokenizer_kind kind, 
     return create(ctx, kind == HLV_TOKENIZER_JSON ? "tokenizer.json" : "spiece.model", kind, bytes, size, tokenizer);
 }
 
-/* Reads an open file whole; *data is freed with hlv_free. */
-static hlv_status read_stream(hlv_context *ctx, const char *path, FILE *file, char **data, size_t *size) {
-    long end = fseek(file, 0, SEEK_END) == 0 ? ftell(file) : -1;
-    if (end < 0 || fseek(file, 0, SEEK_SET) != 0)
-        return hlv_fail(ctx, HLV_ERROR_IO, "%s cannot be read: %s", path, strerror(errno));
-    if ((size_t)end > LARGEST_FILE)
-        return hlv_fail(ctx, HLV_ERROR_FORMAT, "%s has %ld bytes, which is too many for a tokenizer", path, end);
-    *size = (size_t)end;
-    *data = hlv_alloc(ctx, *size + 1);
-    if (!*data) return HLV_ERROR_MEMORY;
-    if (fread(*data, 1, *size, file) == *size) return HLV_OK;
-    hlv_free(ctx, *data);
-    *data = NULL;
-    return hlv_fail(ctx, HLV_ERROR_IO, "%s cannot be read: %s", path, strerror(errno));
-}
-
-static hlv_status open_file(hlv_context *ctx, const char *path, hlv_tokenizer_kind kind, FILE *file,
-                            hlv_tokenizer **tokenizer) {
+static hlv_status open_file(hlv_context *ctx, const char *path, hlv_tokenizer_kind kind, hlv_tokenizer **tokenizer) {
     char *data = NULL;
     size_t size = 0;
-    hlv_status status = read_stream(ctx, path, file, &data, &size);
+    hlv_status status = hlv_file_read(ctx, path, LARGEST_FILE, &data, &size);
     if (status == HLV_OK) status = create(ctx, path, kind, data, size, tokenizer);
     hlv_free(ctx, data);
     return status;
@@ -107,16 +93,10 @@ hlv_status hlv_tokenizer_open(hlv_context *ctx, const char *tokenizer_dir, hlv_t
         char *path = NULL;
         if (asprintf(&path, "%s/%s", tokenizer_dir, names[kind]) < 0)
             return hlv_fail(ctx, HLV_ERROR_MEMORY, "no memory for the path of %s", names[kind]);
-        FILE *file = fopen(path, "rb");
-        hlv_status status = HLV_OK;
-        if (file) {
-            status = open_file(ctx, path, (hlv_tokenizer_kind)kind, file, tokenizer);
-            (void)fclose(file);
-        } else if (errno != ENOENT && errno != ENOTDIR) {
-            status = hlv_fail(ctx, HLV_ERROR_IO, "%s cannot be opened: %s", path, strerror(errno));
-        }
+        bool absent = access(path, F_OK) != 0 && (errno == ENOENT || errno == ENOTDIR);
+        hlv_status status = absent ? HLV_OK : open_file(ctx, path, (hlv_tokenizer_kind)kind, tokenizer);
         free(path);
-        if (file || status != HLV_OK) return status;
+        if (!absent) return status;
     }
     return hlv_fail(ctx, HLV_ERROR_IO, "%s holds neither tokenizer.json nor spiece.model", tokenizer_dir);
 }
