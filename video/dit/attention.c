@@ -30,7 +30,7 @@ static hlv_status map_features(hlv_dit_session *session, const hla_tensor *featu
     problem.is_query = is_query;
     const hla_feature_map_weights weights = {map->weight, map->bias, map->hidden_weight, map->hidden_bias};
     hla_tensor x_view = view(session, x, session->tokens, head);
-    hla_status status = hla_feature_map_forward(hlv_context_hla(session->ctx), &problem, features, &x_view, &weights);
+    hla_status status = hla_feature_map_forward(session->hla, &problem, features, &x_view, &weights);
     return status == HLA_OK ? HLV_OK : hlv_fail_hla(session->ctx, status);
 }
 
@@ -83,7 +83,7 @@ static hlv_status cross_plan(hlv_dit_session *session, int64_t keys, const hla_s
     problem.queries = session->tokens, problem.keys = keys;
     problem.dim = problem.value_dim = session->dit->config.attention_head_dim;
     problem.dtype = HLA_F32;
-    hla_status status = hla_softmax_plan_create(hlv_context_hla(session->ctx), &problem, &slot->plan);
+    hla_status status = hla_softmax_plan_create(session->hla, &problem, &slot->plan);
     if (status != HLA_OK) return hlv_fail_hla(session->ctx, status);
     slot->keys = keys;
     *plan = slot->plan;

@@ -59,6 +59,7 @@ typedef struct hlv_dit_cross_plan {
 struct hlv_dit_session {
     const hlv_dit *dit;
     hlv_context *ctx;
+    hla_context *hla;                 /* ctx's, of the number of threads when the session was made */
     int64_t F, Y, X, grid[3], tokens; /* grid: tokens along time, height, width */
     hlv_rope *rope;
     hla_softmax_plan *softmax;    /* NULL unless a block needs it */

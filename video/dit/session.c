@@ -37,7 +37,7 @@ static hlv_status plan_softmax(hlv_dit_session *session) {
     problem.queries = problem.keys = session->tokens;
     problem.dim = problem.value_dim = config->attention_head_dim;
     problem.dtype = HLA_F32;
-    hla_status status = hla_softmax_plan_create(hlv_context_hla(session->ctx), &problem, &session->softmax);
+    hla_status status = hla_softmax_plan_create(session->hla, &problem, &session->softmax);
     if (status != HLA_OK) return hlv_fail_hla(session->ctx, status);
     return hlv_dit_workspace(session, hla_softmax_plan_workspace(session->softmax));
 }
@@ -56,7 +56,7 @@ static hlv_status plan_hadamard(hlv_dit_session *session, int n) {
     problem.dtype = HLA_F32;
     problem.normalised = block->normalised;
     problem.epsilon = (float)block->epsilon, problem.scale = (float)block->scale;
-    hla_status status = hla_hadamard_plan_create(hlv_context_hla(session->ctx), &problem, &session->hadamard[n]);
+    hla_status status = hla_hadamard_plan_create(session->hla, &problem, &session->hadamard[n]);
     if (status != HLA_OK) return hlv_fail_hla(session->ctx, status);
     hlv_log(session->ctx, HLV_LOG_DEBUG, "block %d: %s", n, hla_hadamard_plan_explain(session->hadamard[n]));
     return hlv_dit_workspace(session, hla_hadamard_plan_workspace(session->hadamard[n]));
@@ -124,8 +124,9 @@ hlv_status hlv_dit_session_create(const hlv_dit *dit, int64_t F, int64_t Y, int6
     hlv_dit_session *session = calloc(1, sizeof *session);
     if (!session) return hlv_fail(dit->ctx, HLV_ERROR_MEMORY, "out of memory for the session");
     session->dit = dit, session->ctx = dit->ctx;
+    session->hla = hlv_context_hla(dit->ctx);
     int64_t features = 0;
-    hlv_status status = set_grid(session, (const int64_t[]){F, Y, X});
+    hlv_status status = session->hla ? set_grid(session, (const int64_t[]){F, Y, X}) : HLV_ERROR_MEMORY;
     if (status == HLV_OK)
         status = hlv_rope_create(dit->ctx, dit->config.attention_head_dim, session->grid, &session->rope);
     if (status == HLV_OK) status = plan_blocks(session, &features);

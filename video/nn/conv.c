@@ -11,9 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BAND_BYTES                                                                                                     \
-    131072             /* about what one frame's band should take: two of them and the weights fit a core's cache      \
-                        */
+/* About what one frame's band should take: two of them and the weights fit a core's cache. */
+#define BAND_BYTES 131072
 #define BAND_ROWS 4    /* least rows of a band: below, the rows read around it weigh too much */
 #define MAX_KERNEL 16  /* along each axis */
 #define MAX_SIDE 65536 /* pixels: keeps every product of sizes far from overflow */
