@@ -34,6 +34,43 @@ const char *hla_dtype_name(hla_dtype dtype); /* "float32", "bfloat16", "float16"
 bool hla_size_multiply(size_t *total, int64_t factor);
 bool hla_size_add(size_t *total, int64_t term);
 
+static inline int64_t hla_smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static inline int64_t hla_larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* n up to the next multiple of unit */
+static inline int64_t hla_round_up(int64_t n, int64_t unit) {
+    return (n + unit - 1) / unit * unit;
+}
+
+/* Threads worth starting for outer x inner units of work, at least one. */
+static inline int hla_team_size(int threads, int64_t outer, int64_t inner) {
+    return outer >= threads ? threads : (int)hla_smaller(threads, hla_larger(outer * inner, 1));
+}
+
+/* ---- problems ---- */
+
+/* Far above any use; below it no product of a size and a tile constant leaves 64 bits. */
+#define HLA_MAX_SIZE (INT64_C(1) << 40)
+
+typedef struct hla_named_size {
+    const char *name; /* of a member of the problem */
+    int64_t value, least;
+} hla_named_size;
+
+hla_status hla_check_sizes(hla_context *context, const hla_named_size *sizes, int count); /* least ... HLA_MAX_SIZE */
+
+/* That a struct the caller filled is as long as this library's; init: the function that should have been called. */
+hla_status hla_check_struct(hla_context *context, const char *name, size_t size, size_t wanted, const char *init);
+
+hla_status hla_check_dtype(hla_context *context, hla_dtype dtype);
+hla_status hla_check_number(hla_context *context, const char *name, float value); /* finite */
+hla_status hla_check_offset(hla_context *context, const char *name, float value); /* finite, at least 0 */
+
 /* ---- tensor views ---- */
 
 /* Address of element [b,t,h,0]. */
@@ -41,6 +78,9 @@ static inline void *hla_tensor_row(const hla_tensor *tensor, int64_t b, int64_t 
     int64_t offset = b * tensor->stride[0] + t * tensor->stride[1] + h * tensor->stride[2];
     return (char *)tensor->data + offset * hla_element_size(tensor->dtype);
 }
+
+/* Rounds out[b,t,h,:] from doubles; for the references. */
+void hla_store_row(const hla_tensor *out, int64_t b, int64_t t, int64_t h, const double *row);
 
 /* The view itself, its dtype, its shape [b,t,h,x], data not NULL (unless empty) and aligned to an element, and every
  * offset within 64 bits. Inputs may have any strides, zero (broadcast) and negative included. */
@@ -57,8 +97,9 @@ hla_status hla_check_output(hla_context *context, const char *name, const hla_te
 hla_status hla_check_disjoint(hla_context *context, const char *output_name, const hla_tensor *output,
                               const char *input_name, const hla_tensor *input);
 
-/* That no element is NaN or infinite: HLA_ERROR_NOT_FINITE with the first one's index. */
-hla_status hla_check_finite(hla_context *context, const char *name, const hla_tensor *tensor);
+/* If the context asks for it: that no element is NaN or infinite, else HLA_ERROR_NOT_FINITE with the first one's index.
+ * lengths: NULL, or for each batch entry how many of its tokens count. */
+hla_status hla_check_finite(hla_context *context, const char *name, const hla_tensor *tensor, const int64_t *lengths);
 
 /* key_lengths: NULL or batch numbers in 0 ... keys. */
 hla_status hla_check_key_lengths(hla_context *context, const int64_t *key_lengths, int64_t batch, int64_t keys);

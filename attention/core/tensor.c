@@ -30,6 +30,15 @@ bool hla_size_add(size_t *total, int64_t term) {
     return term >= 0 && !__builtin_add_overflow(*total, (uint64_t)term, total);
 }
 
+void hla_store_row(const hla_tensor *out, int64_t b, int64_t t, int64_t h, const double *row) {
+    char *place = hla_tensor_row(out, b, t, h);
+    int64_t step = out->stride[3] * hla_element_size(out->dtype);
+    for (int64_t x = 0; x < out->shape[3]; x++, place += step) {
+        float value = (float)row[x];
+        hla_store_floats(place, out->dtype, 1, 1, &value);
+    }
+}
+
 static bool is_empty(const hla_tensor *tensor) {
     for (int axis = 0; axis < 4; axis++) {
         if (tensor->shape[axis] == 0) return true;
@@ -176,10 +185,10 @@ static bool element_is_finite(const void *row, hla_dtype dtype, int64_t offset) 
     return (((const uint16_t *)row)[offset] & mask) != mask;
 }
 
-hla_status hla_check_finite(hla_context *context, const char *name, const hla_tensor *tensor) {
+hla_status hla_check_finite(hla_context *context, const char *name, const hla_tensor *tensor, const int64_t *lengths) {
     const int64_t *shape = tensor->shape;
-    for (int64_t b = 0; b < shape[0]; b++) {
-        for (int64_t t = 0; t < shape[1]; t++) {
+    for (int64_t b = 0; context->check_finite && b < shape[0]; b++) {
+        for (int64_t t = 0; t < (lengths ? lengths[b] : shape[1]); t++) {
             for (int64_t h = 0; h < shape[2]; h++) {
                 const void *row = hla_tensor_row(tensor, b, t, h);
                 for (int64_t x = 0; x < shape[3]; x++) {

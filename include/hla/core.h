@@ -51,7 +51,7 @@ typedef struct hla_context hla_context;
 typedef struct hla_context_options {
     size_t struct_size; /* set by hla_context_options_init */
     int threads;        /* 0: as many as OpenMP would use */
-    bool check_finite;  /* scan inputs for NaN and infinity before each call */
+    bool check_finite;  /* scan inputs (keys beyond key_lengths aside) for NaN and infinity before each call */
 } hla_context_options;
 
 HLA_API void hla_context_options_init(hla_context_options *options);

@@ -36,27 +36,28 @@ typedef enum hla_form {
 } hla_form;
 
 typedef struct hla_hadamard_problem {
-    size_t struct_size; /* set by hla_hadamard_problem_init */
-    int64_t batch, heads, queries, keys, value_dim;
-    int factors;                   /* P, 1 to HLA_MAX_FACTORS */
-    int64_t rank[HLA_MAX_FACTORS]; /* R_p, 1 to HLA_MAX_RANK each */
-    hla_dtype dtype;               /* of features, values and output; sums are float32 or better */
-    bool normalised;               /* default true */
-    float epsilon;                 /* added to the denominator; default 1e-6 */
-    float scale;                   /* un-normalised only; default 1 */
-    hla_form form;                 /* default HLA_FORM_AUTO */
-    const char *kernel;            /* force an entry of the kernel table by name; NULL: best this machine runs.
-                                      The environment variable HLA_KERNEL does the same. */
+    size_t struct_size;                             /* set by hla_hadamard_problem_init */
+    int64_t batch, heads, queries, keys, value_dim; /* all at least 1, but keys may be 0 */
+    int factors;                                    /* P, 1 to HLA_MAX_FACTORS */
+    int64_t rank[HLA_MAX_FACTORS];                  /* R_p, 1 to HLA_MAX_RANK each */
+    hla_dtype dtype;                                /* of features, values and output; sums are float32 or better */
+    bool normalised;                                /* default true */
+    float epsilon;                                  /* added to the denominator; default 1e-6 */
+    float scale;                                    /* un-normalised only; default 1 */
+    hla_form form;                                  /* default HLA_FORM_AUTO */
+    const char *kernel; /* force an entry of the kernel table by name; NULL: best this machine runs.
+                           The environment variable HLA_KERNEL does the same. */
 } hla_hadamard_problem;
 
 HLA_API void hla_hadamard_problem_init(hla_hadamard_problem *problem);
 
 typedef struct hla_hadamard_plan hla_hadamard_plan;
 
-/* The plan keeps a pointer to context, which must outlive it. */
+/* Checks the problem, chooses form and kernel, and lays the workspace out. The plan keeps a pointer to context, which
+ * must outlive it; on an error *plan is NULL. */
 HLA_API hla_status hla_hadamard_plan_create(hla_context *context, const hla_hadamard_problem *problem,
                                             hla_hadamard_plan **plan);
-HLA_API void hla_hadamard_plan_free(hla_hadamard_plan *plan);
+HLA_API void hla_hadamard_plan_free(hla_hadamard_plan *plan);              /* NULL is fine */
 HLA_API size_t hla_hadamard_plan_workspace(const hla_hadamard_plan *plan); /* bytes, 64-byte aligned; may be 0 */
 HLA_API hla_form hla_hadamard_plan_form(const hla_hadamard_plan *plan);
 HLA_API const char *hla_hadamard_plan_kernel(const hla_hadamard_plan *plan);

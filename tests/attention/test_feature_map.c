@@ -1,6 +1,6 @@
 /* Every feature-map kernel, activation, dtype and memory layout against the double reference, and the reference against
  * the formulas of hla/feature_map.h written out here. */
-#include "attention/ops/feature_map/internal.h"
+#include "attention/ops/feature_map/kernel.h"
 #include "tests/attention/maps_support.h"
 
 #include <float.h>

@@ -1,4 +1,5 @@
 /* Bad arguments: each gets its status, a sentence that names it, and an untouched output. And what a plan says. */
+#include "attention/simd/isa.h"
 #include "tests/attention/hadamard_cases.h"
 
 #include <math.h>
@@ -105,7 +106,9 @@ static void test_problem(void **unused) {
     hla_hadamard_plan *plan = NULL;
     expect(context, hla_hadamard_plan_create(context, NULL, &plan), HLA_ERROR_ARGUMENT, "problem");
     expect(context, hla_hadamard_plan_create(context, &problem, NULL), HLA_ERROR_ARGUMENT, "plan");
+    plan = (hla_hadamard_plan *)&problem;
     assert_int_equal(hla_hadamard_plan_create(NULL, &problem, &plan), HLA_ERROR_ARGUMENT);
+    assert_null(plan);
     hla_context_free(context);
 }
 
@@ -149,7 +152,9 @@ SPOIL_CALL(small_workspace, a->workspace_size--)
 SPOIL_CALL(odd_workspace, a->workspace += 4)
 SPOIL_CALL(nan_in_q, set(&a->q[0], 1, 2, 1, 0, NAN))
 SPOIL_CALL(infinite_k, set(&a->k[1], 0, 6, 2, 5, INFINITY))
-SPOIL_CALL(nan_in_v, set(&a->v, 1, 3, 0, 3, NAN))
+SPOIL_CALL(nan_in_v, set(&a->v, 1, 2, 0, 3, NAN))
+/* beyond the length of sequence 1, which is 3 */
+SPOIL_CALL(nan_in_padding, (set(&a->v, 1, 3, 0, 3, NAN), set(&a->k[0], 1, 6, 1, 0, INFINITY)))
 
 static void fill_ones(const hla_tensor *tensor) {
     for (int64_t b = 0; b < tensor->shape[0]; b++) {
@@ -262,10 +267,14 @@ static void test_finite(void **unused) {
     static const bad_call table[] = {
         {"q_features[0] holds NaN or infinity at [1, 2, 1, 0]", HLA_ERROR_NOT_FINITE, nan_in_q},
         {"k_features[1] holds NaN or infinity at [0, 6, 2, 5]", HLA_ERROR_NOT_FINITE, infinite_k},
-        {"v holds NaN or infinity at [1, 3, 0, 3]", HLA_ERROR_NOT_FINITE, nan_in_v},
+        {"v holds NaN or infinity at [1, 2, 0, 3]", HLA_ERROR_NOT_FINITE, nan_in_v},
     };
     hla_context *context = make_context(true);
     check_calls(context, table, sizeof table / sizeof table[0]);
+    hla_hadamard_problem problem = good_problem();
+    bool wrote = false;
+    assert_int_equal(call(context, &problem, nan_in_padding, &wrote), HLA_OK);
+    assert_true(wrote);
     hla_context_free(context);
 }
 
@@ -275,6 +284,41 @@ static hla_hadamard_plan *plan_or_fail(hla_context *context, const hla_hadamard_
     hla_hadamard_plan *plan = NULL;
     if (hla_hadamard_plan_create(context, problem, &plan) != HLA_OK) fail_msg("%s", hla_context_error(context));
     return plan;
+}
+
+/* The linker sends the library's calls of hla_isa_runs here (--wrap), so that a test can take vector units away. */
+bool __real_hla_isa_runs(hla_isa isa);
+bool __wrap_hla_isa_runs(hla_isa isa);
+static bool without_vector_units;
+bool __wrap_hla_isa_runs(hla_isa isa) {
+    return __real_hla_isa_runs(isa) && !(without_vector_units && isa != HLA_ISA_BASELINE);
+}
+
+/* A machine that only runs the baseline gets it in both forms, and refuses to be forced to more. */
+static void test_a_machine_without_vector_units(void **unused) {
+    (void)unused;
+    without_vector_units = true;
+    hla_context *context = make_context(false);
+    hla_hadamard_problem problem = good_problem();
+    static const char *const wanted[] = {"quadratic_baseline", "state_baseline", "quadratic_baseline"};
+    for (int form = HLA_FORM_AUTO; form <= HLA_FORM_QUADRATIC; form++) {
+        problem.form = (hla_form)form;
+        hla_hadamard_plan *plan = plan_or_fail(context, &problem);
+        assert_string_equal(hla_hadamard_plan_kernel(plan), wanted[form]);
+        hla_hadamard_plan_free(plan);
+    }
+    problem.form = HLA_FORM_AUTO;
+    hla_kernel_info info;
+    for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+        assert_int_equal(info.runs_here, info.needs[0] == 0);
+        problem.kernel = info.name;
+        hla_hadamard_plan *plan = NULL;
+        expect(context, hla_hadamard_plan_create(context, &problem, &plan),
+               info.runs_here ? HLA_OK : HLA_ERROR_UNSUPPORTED, info.runs_here ? "" : info.needs);
+        hla_hadamard_plan_free(plan);
+    }
+    hla_context_free(context);
+    without_vector_units = false;
 }
 
 static void test_forced_kernels(void **unused) {
@@ -359,8 +403,13 @@ static void test_explanation(void **unused) {
 int main(void) {
     unsetenv("HLA_KERNEL");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_problem),        cmocka_unit_test(test_call),   cmocka_unit_test(test_finite),
-        cmocka_unit_test(test_forced_kernels), cmocka_unit_test(test_choice), cmocka_unit_test(test_explanation),
+        cmocka_unit_test(test_problem),
+        cmocka_unit_test(test_call),
+        cmocka_unit_test(test_finite),
+        cmocka_unit_test(test_forced_kernels),
+        cmocka_unit_test(test_choice),
+        cmocka_unit_test(test_explanation),
+        cmocka_unit_test(test_a_machine_without_vector_units),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

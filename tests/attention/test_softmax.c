@@ -1,6 +1,6 @@
 /* Every softmax kernel, dtype and memory layout against the double reference, and the reference against equation 1 of
  * the paper written out here. */
-#include "attention/ops/softmax/internal.h"
+#include "attention/ops/softmax/kernel.h"
 #include "tests/attention/maps_support.h"
 
 typedef struct shape {

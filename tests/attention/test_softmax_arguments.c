@@ -31,8 +31,8 @@ SPOIL(bad_dtype, p->dtype = (hla_dtype)7)
 SPOIL(nan_scale, p->scale = NAN)
 SPOIL(infinite_scale, p->scale = -INFINITY)
 SPOIL(unknown_kernel, p->kernel = "warp")
-SPOIL(huge_output, p->queries = INT64_MAX / 2)
-SPOIL(huge_workspace, p->keys = INT64_MAX / 4)
+SPOIL(huge_output, p->batch = p->heads = p->queries = INT64_C(1) << 30)
+SPOIL(huge_keys, p->keys = INT64_MAX / 4)
 SPOIL(huge_dim, p->dim = INT64_MAX)
 
 static void test_bad_problems(void **state) {
@@ -50,8 +50,8 @@ static void test_bad_problems(void **state) {
         {infinite_scale, HLA_ERROR_ARGUMENT, "problem.scale is -inf"},
         {unknown_kernel, HLA_ERROR_ARGUMENT, "problem.kernel is \"warp\""},
         {huge_output, HLA_ERROR_ARGUMENT, "63-bit"},
-        {huge_workspace, HLA_ERROR_ARGUMENT, "63-bit"},
-        {huge_dim, HLA_ERROR_ARGUMENT, "63-bit"},
+        {huge_keys, HLA_ERROR_ARGUMENT, "problem.keys is 2305843009213693951, wanted 0 to 1099511627776"},
+        {huge_dim, HLA_ERROR_ARGUMENT, "problem.dim is 9223372036854775807, wanted 1 to 1099511627776"},
     };
     hla_softmax_kernel_info info;
     for (int kernel = 0; hla_softmax_kernel(kernel, &info); kernel++) {
@@ -69,6 +69,26 @@ static void test_bad_problems(void **state) {
             hla_context_free(context);
         }
     }
+}
+
+/* Legal sizes whose packed copies nothing can address. */
+static void test_huge_workspaces(void **state) {
+    (void)state;
+    hla_context *context = context_with(2, false);
+    hla_softmax_kernel_info info;
+    for (int kernel = 0; hla_softmax_kernel(kernel, &info); kernel++) {
+        if (!info.runs_here || strcmp(info.name, "reference") == 0) continue; /* which packs nothing */
+        for (int many_keys = 0; many_keys < 2; many_keys++) {
+            hla_softmax_problem problem = good_problem();
+            problem.kernel = info.name;
+            *(many_keys ? &problem.keys : &problem.dim) = INT64_C(1) << 40;
+            hla_softmax_plan *plan = (hla_softmax_plan *)&problem;
+            assert_int_equal(hla_softmax_plan_create(context, &problem, &plan), HLA_ERROR_ARGUMENT);
+            assert_null(plan);
+            assert_non_null(strstr(hla_context_error(context), "workspace does not fit"));
+        }
+    }
+    hla_context_free(context);
 }
 
 static void test_null_pointers(void **state) {
@@ -180,7 +200,8 @@ static void test_bad_executions(void **state) {
         array out = array_poisoned(LAYOUT_BTHD, HLA_F32, 2, 5, 3, 6);
         execution e = {&out.view, &q.view, &k.view, &v.view, {7, 3}, {-INFINITY}, NULL, workspace, size};
         e.key_bias = e.bias;
-        bool last = i == sizeof cases / sizeof cases[0]; /* nothing spoiled: must work */
+        bool last = i == sizeof cases / sizeof cases[0]; /* only what does not count is spoiled: must work */
+        if (last) set(&k.view, 1, 3, 0, 0, NAN), set(&v.view, 1, 6, 2, 5, INFINITY);
         if (!last) cases[i].spoil(&e);
         hla_status status = hla_softmax_forward(plan, e.out, e.q, e.k, e.v, e.lengths, e.key_bias, e.workspace, e.size);
         assert_int_equal(status, last ? HLA_OK : cases[i].status);
@@ -268,11 +289,9 @@ static void test_a_machine_without_vector_units(void **state) {
 int main(void) {
     unsetenv("HLA_SOFTMAX_KERNEL");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bad_problems),
-        cmocka_unit_test(test_null_pointers),
-        cmocka_unit_test(test_bad_executions),
-        cmocka_unit_test(test_forced_kernels),
-        cmocka_unit_test(test_a_machine_without_vector_units),
+        cmocka_unit_test(test_bad_problems),   cmocka_unit_test(test_huge_workspaces),
+        cmocka_unit_test(test_null_pointers),  cmocka_unit_test(test_bad_executions),
+        cmocka_unit_test(test_forced_kernels), cmocka_unit_test(test_a_machine_without_vector_units),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

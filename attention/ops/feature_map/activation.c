@@ -1,5 +1,5 @@
 /* Names of the activations, as checkpoints and command lines spell them. */
-#include "attention/ops/feature_map/internal.h"
+#include "attention/ops/feature_map/kernel.h"
 
 #include <string.h>
 

@@ -3,7 +3,7 @@
  *
  * A block's result depends on nothing but its own tokens, so the number of threads changes no bit of it.
  */
-#include "attention/ops/feature_map/internal.h"
+#include "attention/ops/feature_map/kernel.h"
 #include "attention/simd/exp.h"
 #include "attention/simd/tile.h"
 
@@ -22,20 +22,16 @@ typedef struct layout {
     float *x, *hidden, *features; /* [threads] times */
 } layout;
 
-static int64_t round_up(int64_t n, int64_t multiple) {
-    return (n + multiple - 1) / multiple * multiple;
-}
-
 /* Widths beyond 2^24 are refused (as overflow), so that no product below wraps. */
-static layout lay_out(const hla_feature_map_problem *problem, int threads, hla_arena *arena) {
+static layout lay_out(hla_arena *arena, const hla_feature_map_problem *problem, int threads) {
     const int64_t most_width = (int64_t)1 << 24, all = threads;
     layout sizes = {.dim = problem->dim, .rank = problem->rank};
     if (problem->dim > most_width || problem->rank > most_width) {
         arena->overflow = true;
         return sizes;
     }
-    int64_t dim = sizes.dim_padded = round_up(problem->dim, HLA_TILE_COLUMNS);
-    int64_t rank = sizes.rank_padded = round_up(problem->rank, HLA_TILE_COLUMNS);
+    int64_t dim = sizes.dim_padded = hla_round_up(problem->dim, HLA_TILE_COLUMNS);
+    int64_t rank = sizes.rank_padded = hla_round_up(problem->rank, HLA_TILE_COLUMNS);
     sizes.blocks = (problem->tokens - 1) / TOKEN_BLOCK + 1;
     sizes.weight = hla_arena_take(arena, problem->heads, (size_t)(rank * sizes.dim) * sizeof(float));
     sizes.bias = hla_arena_take(arena, problem->heads, (size_t)rank * sizeof(float));
@@ -47,14 +43,14 @@ static layout lay_out(const hla_feature_map_problem *problem, int threads, hla_a
     return sizes;
 }
 
-void HLA_ISA_NAME(hla_feature_map_workspace)(const hla_feature_map_problem *problem, int threads, hla_arena *arena) {
-    lay_out(problem, threads, arena);
+static void measure(hla_arena *arena, const hla_feature_map_problem *problem, int threads) {
+    lay_out(arena, problem, threads);
 }
 
 /* One head's matrix [rows,dim] into panels of COLUMNS rows, transposed; missing rows are zero, missing biases pad. */
 static void pack(float *panels, float *packed_bias, const float *weight, const float *bias, int64_t rows, int64_t dim,
                  float pad) {
-    for (int64_t i = 0; i < round_up(rows, HLA_TILE_COLUMNS); i++) {
+    for (int64_t i = 0; i < hla_round_up(rows, HLA_TILE_COLUMNS); i++) {
         float *column = panels + i / HLA_TILE_COLUMNS * HLA_TILE_COLUMNS * dim + i % HLA_TILE_COLUMNS;
         for (int64_t x = 0; x < dim; x++)
             column[x * HLA_TILE_COLUMNS] = i < rows ? weight[i * dim + x] : 0;
@@ -94,32 +90,51 @@ static void project(float *out, int64_t out_row, const float *in, int64_t in_row
 
 /* Activations of one row: u = row + bias, padded to whole vectors. hla_vector_larger is called so that NaN stays. */
 
-static void relu(float *row, const float *bias, int64_t padded, const hla_feature_map_problem *problem) {
-    hla_vector zero = hla_vector_zero(), floor = hla_vector_set(problem->floor);
+typedef hla_vector elementwise(hla_vector u, hla_vector floor);
+
+HLA_INLINE hla_vector relu_of(hla_vector u, hla_vector floor) {
+    return hla_vector_add(hla_vector_larger(hla_vector_zero(), u), floor);
+}
+
+HLA_INLINE hla_vector elu1_of(hla_vector u, hla_vector floor) {
+    (void)floor;
+    hla_vector zero = hla_vector_zero(), negative = hla_vector_exp(hla_vector_smaller(zero, u)); /* 1 where u > 0 */
+    return hla_vector_add(hla_vector_larger(zero, u), negative);
+}
+
+HLA_INLINE hla_vector softplus_of(hla_vector u, hla_vector floor) {
+    (void)floor;
+    hla_vector z = hla_vector_exp(hla_vector_smaller(hla_vector_negate(u), u));
+    return hla_vector_add(hla_vector_larger(hla_vector_zero(), u), hla_vector_log1p_unit(z));
+}
+
+HLA_INLINE hla_vector square_of(hla_vector u, hla_vector floor) {
+    (void)floor;
+    return hla_vector_multiply(u, u);
+}
+
+/* row = f(row + bias); called with a constant f, which is inlined. */
+HLA_INLINE void map_row(float *row, const float *bias, int64_t padded, float floor, elementwise *f) {
     for (int64_t r = 0; r < padded; r += HLA_VECTOR_WIDTH) {
         hla_vector u = hla_vector_add(hla_vector_load(row + r), hla_vector_load(bias + r));
-        hla_vector_store(row + r, hla_vector_add(hla_vector_larger(zero, u), floor));
+        hla_vector_store(row + r, f(u, hla_vector_set(floor)));
     }
+}
+
+static void relu(float *row, const float *bias, int64_t padded, const hla_feature_map_problem *problem) {
+    map_row(row, bias, padded, problem->floor, relu_of);
 }
 
 static void elu1(float *row, const float *bias, int64_t padded, const hla_feature_map_problem *problem) {
-    (void)problem;
-    hla_vector zero = hla_vector_zero();
-    for (int64_t r = 0; r < padded; r += HLA_VECTOR_WIDTH) {
-        hla_vector u = hla_vector_add(hla_vector_load(row + r), hla_vector_load(bias + r));
-        hla_vector negative = hla_vector_exp(hla_vector_smaller(zero, u)); /* 1 where u > 0 */
-        hla_vector_store(row + r, hla_vector_add(hla_vector_larger(zero, u), negative));
-    }
+    map_row(row, bias, padded, problem->floor, elu1_of);
 }
 
 static void softplus(float *row, const float *bias, int64_t padded, const hla_feature_map_problem *problem) {
-    (void)problem;
-    hla_vector zero = hla_vector_zero();
-    for (int64_t r = 0; r < padded; r += HLA_VECTOR_WIDTH) {
-        hla_vector u = hla_vector_add(hla_vector_load(row + r), hla_vector_load(bias + r));
-        hla_vector z = hla_vector_exp(hla_vector_smaller(hla_vector_negate(u), u));
-        hla_vector_store(row + r, hla_vector_add(hla_vector_larger(zero, u), hla_vector_log1p_unit(z)));
-    }
+    map_row(row, bias, padded, problem->floor, softplus_of);
+}
+
+static void square(float *row, const float *bias, int64_t padded, const hla_feature_map_problem *problem) {
+    map_row(row, bias, padded, problem->floor, square_of);
 }
 
 /* row += bias; returns the largest. */
@@ -157,14 +172,6 @@ static void softmax(float *row, const float *bias, int64_t padded, const hla_fea
         hla_vector_store(row + r, hla_vector_multiply(hla_vector_load(row + r), factor));
 }
 
-static void square(float *row, const float *bias, int64_t padded, const hla_feature_map_problem *problem) {
-    (void)problem;
-    for (int64_t r = 0; r < padded; r += HLA_VECTOR_WIDTH) {
-        hla_vector u = hla_vector_add(hla_vector_load(row + r), hla_vector_load(bias + r));
-        hla_vector_store(row + r, hla_vector_multiply(u, u));
-    }
-}
-
 static void identity(float *row, const float *bias, int64_t padded, const hla_feature_map_problem *problem) {
     (void)problem;
     add_bias(row, bias, padded);
@@ -189,8 +196,8 @@ static void map_block(const hla_feature_map_call *call, const layout *sizes, int
     const int64_t dim = sizes->dim, row = sizes->dim_padded, rank_row = sizes->rank_padded, me = omp_get_thread_num();
     float *x = sizes->x + me * TOKEN_BLOCK * row, *hidden = sizes->hidden + me * TOKEN_BLOCK * row;
     float *features = sizes->features + me * TOKEN_BLOCK * rank_row;
-    int64_t tokens = call->problem.tokens - first < TOKEN_BLOCK ? call->problem.tokens - first : TOKEN_BLOCK;
-    int64_t strips = round_up(tokens, HLA_TILE_ROWS);
+    int64_t tokens = hla_smaller(call->problem.tokens - first, TOKEN_BLOCK);
+    int64_t strips = hla_round_up(tokens, HLA_TILE_ROWS);
     for (int64_t t = 0; t < tokens; t++)
         hla_load_floats(x + t * row, hla_tensor_row(in, b, first + t, h), in->dtype, dim, in->stride[3]);
     memset(x + tokens * row, 0, (size_t)((strips - tokens) * row) * sizeof *x);
@@ -203,25 +210,30 @@ static void map_block(const hla_feature_map_call *call, const layout *sizes, int
     project(features, rank_row, x, row, sizes->weight + h * rank_row * dim, sizes->rank, dim, tokens);
     for (int64_t t = 0; t < tokens; t++) {
         activations[call->problem.activation](features + t * rank_row, sizes->bias + h * rank_row,
-                                              round_up(sizes->rank, HLA_VECTOR_WIDTH), &call->problem);
+                                              hla_round_up(sizes->rank, HLA_VECTOR_WIDTH), &call->problem);
         hla_store_floats(hla_tensor_row(out, b, first + t, h), out->dtype, sizes->rank, out->stride[3],
                          features + t * rank_row);
     }
 }
 
-void HLA_ISA_NAME(hla_feature_map_forward)(const hla_feature_map_call *call, void *workspace) {
-    hla_arena arena = {.base = workspace};
-    const layout sizes = lay_out(&call->problem, call->threads, &arena);
-    const int64_t heads = call->problem.heads;
-#pragma omp parallel num_threads(call->threads)
+static void run(const hla_feature_map_call *call) {
+    hla_arena arena = {.base = call->workspace};
+    const layout sizes = lay_out(&arena, &call->problem, call->threads);
+    const int64_t heads = call->problem.heads, units = call->problem.batch * sizes.blocks * heads;
+#pragma omp parallel num_threads(hla_team_size(call->threads, units, 1))
     {
 #pragma omp for schedule(static)
-        for (int64_t h = 0; h < heads; h++)
+        for (int64_t h = 0; h < heads; h++) {
             pack_head(call, &sizes, h);
-            /* heads fastest: in [B,T,H,D] they lie side by side */
+        }
+        /* heads fastest: in [B,T,H,D] they lie side by side */
 #pragma omp for schedule(static)
-        for (int64_t unit = 0; unit < call->problem.batch * sizes.blocks * heads; unit++)
+        for (int64_t unit = 0; unit < units; unit++) {
             map_block(call, &sizes, unit / heads / sizes.blocks, unit % heads,
                       unit / heads % sizes.blocks * TOKEN_BLOCK);
+        }
     }
 }
+
+extern const hla_feature_map_entry HLA_ISA_NAME(hla_feature_map);
+const hla_feature_map_entry HLA_ISA_NAME(hla_feature_map) = {{HLA_ISA_STRING, HLA_ISA_VALUE}, measure, run};

@@ -1,48 +1,27 @@
 /* Feature maps: the kernel table and the checks before a kernel runs. */
-#include "attention/ops/feature_map/internal.h"
+#include "attention/ops/feature_map/kernel.h"
 
-#include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 
-/* Slowest first: the last entry that runs here is the one chosen. */
-static const hla_feature_map_entry table[] = {
-    {"reference", HLA_ISA_BASELINE, hla_feature_map_reference_workspace, hla_feature_map_reference_forward},
-    {"baseline", HLA_ISA_BASELINE, hla_feature_map_workspace_baseline, hla_feature_map_forward_baseline},
+static const hla_feature_map_entry *const table[] = {
+    &hla_feature_map_reference,
+    &hla_feature_map_baseline,
 #if defined(__x86_64__)
-    {"avx2", HLA_ISA_AVX2, hla_feature_map_workspace_avx2, hla_feature_map_forward_avx2},
-    {"avx512", HLA_ISA_AVX512, hla_feature_map_workspace_avx512, hla_feature_map_forward_avx512},
+    &hla_feature_map_avx2,
+    &hla_feature_map_avx512,
 #endif
 };
 enum { TABLE_SIZE = sizeof table / sizeof table[0] };
 
-bool hla_feature_map_kernel(int i, hla_feature_map_kernel_info *info) {
-    if (i < 0 || i >= TABLE_SIZE || !info) return false;
-    *info = (hla_feature_map_kernel_info){table[i].name, hla_isa_runs(table[i].isa), hla_isa_needs(table[i].isa)};
-    return true;
+static const hla_kernel *kernel_at(int i) {
+    return i >= 0 && i < TABLE_SIZE ? &table[i]->kernel : NULL;
 }
 
-/* The entry forced by name or environment, else the fastest that runs here; NULL, with *status and the sentence, if
- * that cannot be. */
-static const hla_feature_map_entry *choose_kernel(hla_context *context, const char *forced, hla_status *status) {
-    const char *origin = "problem.kernel";
-    if (!forced) {
-        forced = getenv("HLA_FEATURE_MAP_KERNEL");
-        origin = "HLA_FEATURE_MAP_KERNEL";
-        if (forced && !*forced) forced = NULL;
-    }
-    for (int i = TABLE_SIZE - 1; i >= 0; i--) {
-        if (forced && strcmp(forced, table[i].name) != 0) continue;
-        if (hla_isa_runs(table[i].isa)) return &table[i];
-        if (forced) {
-            *status = hla_fail(context, HLA_ERROR_UNSUPPORTED, "%s is \"%s\", which needs %s; this machine lacks it",
-                               origin, forced, hla_isa_needs(table[i].isa));
-            return NULL;
-        }
-    }
-    *status = hla_fail(context, HLA_ERROR_ARGUMENT, "%s is \"%s\", which is no kernel of the feature maps", origin,
-                       forced ? forced : "");
-    return NULL;
+bool hla_feature_map_kernel(int i, hla_feature_map_kernel_info *info) {
+    const hla_kernel *kernel = kernel_at(i);
+    if (!kernel || !info) return false;
+    *info = (hla_feature_map_kernel_info){kernel->name, hla_isa_runs(kernel->isa), hla_isa_needs(kernel->isa)};
+    return true;
 }
 
 void hla_feature_map_problem_init(hla_feature_map_problem *problem) {
@@ -53,41 +32,23 @@ void hla_feature_map_problem_init(hla_feature_map_problem *problem) {
 
 static hla_status check_problem(hla_context *context, const hla_feature_map_problem *problem) {
     if (!problem) return hla_fail(context, HLA_ERROR_ARGUMENT, "problem is NULL");
-    if (problem->struct_size < sizeof *problem) {
-        return hla_fail(context, HLA_ERROR_ARGUMENT,
-                        "problem.struct_size is %zu, wanted %zu: call hla_feature_map_problem_init first",
-                        problem->struct_size, sizeof *problem);
-    }
-    const struct {
-        const char *name;
-        int64_t size;
-    } sizes[] = {{"batch", problem->batch},
-                 {"heads", problem->heads},
-                 {"tokens", problem->tokens},
-                 {"dim", problem->dim},
-                 {"rank", problem->rank}};
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        if (sizes[i].size < 1) {
-            return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.%s is %" PRId64 ", wanted at least 1", sizes[i].name,
-                            sizes[i].size);
-        }
-    }
-    if (!hla_dtype_valid(problem->dtype)) {
-        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.dtype is %d, which is no hla_dtype", (int)problem->dtype);
-    }
+    const hla_named_size sizes[] = {{"batch", problem->batch, 1},
+                                    {"heads", problem->heads, 1},
+                                    {"tokens", problem->tokens, 1},
+                                    {"dim", problem->dim, 1},
+                                    {"rank", problem->rank, 1}};
+    hla_status status =
+        hla_check_struct(context, "problem", problem->struct_size, sizeof *problem, "hla_feature_map_problem_init");
+    if (status == HLA_OK) status = hla_check_sizes(context, sizes, sizeof sizes / sizeof sizes[0]);
+    if (status == HLA_OK) status = hla_check_dtype(context, problem->dtype);
+    if (status != HLA_OK) return status;
     if ((size_t)problem->activation >= HLA_ACTIVATIONS) {
         return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.activation is %d, which is no hla_activation",
                         (int)problem->activation);
     }
-    if (!isfinite(problem->floor) || problem->floor < 0) {
-        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.floor is %g, wanted a finite number of at least 0",
-                        (double)problem->floor);
-    }
-    if (!isfinite(problem->shift)) {
-        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.shift is %g, wanted a finite number",
-                        (double)problem->shift);
-    }
-    return HLA_OK;
+    status = hla_check_offset(context, "floor", problem->floor);
+    if (status == HLA_OK) status = hla_check_number(context, "shift", problem->shift);
+    return status;
 }
 
 /* The four arrays as views [1,1,H,...], so that size, overlap and finiteness are checked like any tensor's. */
@@ -112,7 +73,7 @@ static hla_status check_weights(hla_context *context, const hla_feature_map_prob
         hla_status status = hla_check_tensor(context, arrays[i].name, view, HLA_F32, view->shape[0], view->shape[1],
                                              view->shape[2], view->shape[3]);
         if (status == HLA_OK) status = hla_check_disjoint(context, "out", out, arrays[i].name, view);
-        if (status == HLA_OK && context->check_finite) status = hla_check_finite(context, arrays[i].name, view);
+        if (status == HLA_OK) status = hla_check_finite(context, arrays[i].name, view, NULL);
         if (status != HLA_OK) return status;
     }
     return HLA_OK;
@@ -125,7 +86,7 @@ static hla_status check_tensors(hla_context *context, const hla_feature_map_prob
     if (status == HLA_OK)
         status = hla_check_tensor(context, "x", x, problem->dtype, batch, tokens, heads, problem->dim);
     if (status == HLA_OK) status = hla_check_disjoint(context, "out", out, "x", x);
-    if (status == HLA_OK && context->check_finite) status = hla_check_finite(context, "x", x);
+    if (status == HLA_OK) status = hla_check_finite(context, "x", x, NULL);
     return status;
 }
 
@@ -134,14 +95,14 @@ hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_p
     if (!context) return HLA_ERROR_ARGUMENT;
     hla_status status = check_problem(context, problem);
     if (status != HLA_OK) return status;
-    const hla_feature_map_entry *entry = choose_kernel(context, problem->kernel, &status);
-    if (!entry) return status;
-    status = check_tensors(context, problem, out, x);
+    int index;
+    status = hla_kernel_choose(context, kernel_at, problem->kernel, "HLA_FEATURE_MAP_KERNEL", &index);
+    if (status == HLA_OK) status = check_tensors(context, problem, out, x);
     if (status == HLA_OK) status = check_weights(context, problem, out, weights);
     if (status != HLA_OK) return status;
-    int threads = hla_context_threads(context);
+    const hla_feature_map_entry *entry = table[index];
     hla_arena arena = {0};
-    entry->workspace(problem, threads, &arena);
+    entry->measure(&arena, problem, context->threads);
     if (arena.overflow) {
         return hla_fail(context, HLA_ERROR_ARGUMENT, "problem's workspace does not fit in 63-bit sizes");
     }
@@ -149,8 +110,13 @@ hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_p
     if (!workspace) {
         return hla_fail(context, HLA_ERROR_MEMORY, "out of memory: a feature map needs %zu bytes", arena.used);
     }
-    hla_feature_map_call call = {.problem = *problem, .out = out, .x = x, .weights = *weights, .threads = threads};
-    entry->forward(&call, workspace);
+    hla_feature_map_call call = {.problem = *problem,
+                                 .out = out,
+                                 .x = x,
+                                 .weights = *weights,
+                                 .threads = context->threads,
+                                 .workspace = workspace};
+    entry->run(&call);
     free(workspace);
     return HLA_OK;
 }

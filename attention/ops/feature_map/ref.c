@@ -1,5 +1,5 @@
 /* Feature maps in double precision, one row at a time: the oracle the kernels are compared with. */
-#include "attention/ops/feature_map/internal.h"
+#include "attention/ops/feature_map/kernel.h"
 
 #include <math.h>
 #include <omp.h>
@@ -90,7 +90,7 @@ typedef struct scratch {
     float *input;             /* [threads][D] */
 } scratch;
 
-static scratch carve(const hla_feature_map_problem *problem, int threads, hla_arena *arena) {
+static scratch carve(hla_arena *arena, const hla_feature_map_problem *problem, int threads) {
     size_t n = (size_t)threads;
     return (scratch){.row = hla_arena_take(arena, problem->rank, n * sizeof(double)),
                      .x = hla_arena_take(arena, problem->dim, n * sizeof(double)),
@@ -98,28 +98,24 @@ static scratch carve(const hla_feature_map_problem *problem, int threads, hla_ar
                      .input = hla_arena_take(arena, problem->dim, n * sizeof(float))};
 }
 
-void hla_feature_map_reference_workspace(const hla_feature_map_problem *problem, int threads, hla_arena *arena) {
-    carve(problem, threads, arena);
+static void measure(hla_arena *arena, const hla_feature_map_problem *problem, int threads) {
+    carve(arena, problem, threads);
 }
 
-void hla_feature_map_reference_forward(const hla_feature_map_call *call, void *workspace) {
+static void run(const hla_feature_map_call *call) {
     const hla_feature_map_problem *problem = &call->problem;
-    const hla_tensor *out = call->out;
-    hla_arena arena = {.base = workspace};
-    scratch all = carve(problem, call->threads, &arena);
+    hla_arena arena = {.base = call->workspace};
+    scratch all = carve(&arena, problem, call->threads);
     int64_t rows = problem->batch * problem->tokens * problem->heads;
-#pragma omp parallel for num_threads(call->threads) schedule(static)
+#pragma omp parallel for num_threads(hla_team_size(call->threads, rows, 1)) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
         int64_t h = i % problem->heads, t = i / problem->heads % problem->tokens;
         int64_t b = i / problem->heads / problem->tokens, me = omp_get_thread_num();
         double *row = all.row + me * problem->rank;
         hla_feature_map_reference_row(call, b, t, h, row, all.x + me * problem->dim, all.hidden + me * problem->dim,
                                       all.input + me * problem->dim);
-        char *place = hla_tensor_row(out, b, t, h);
-        for (int64_t r = 0; r < problem->rank; r++) {
-            float value = (float)row[r];
-            hla_store_floats(place + r * out->stride[3] * (int64_t)hla_dtype_size(out->dtype), out->dtype, 1, 1,
-                             &value);
-        }
+        hla_store_row(call->out, b, t, h, row);
     }
 }
+
+const hla_feature_map_entry hla_feature_map_reference = {{"reference", HLA_ISA_BASELINE}, measure, run};

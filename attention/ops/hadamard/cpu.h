@@ -10,14 +10,6 @@
 #include "attention/ops/hadamard/kernel.h"
 #include "attention/simd/tile.h"
 
-HLA_INLINE int64_t round_up(int64_t n, int64_t unit) {
-    return (n + unit - 1) / unit * unit;
-}
-
-HLA_INLINE int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 /* Saturates; the arena then reports the overflow. */
 HLA_INLINE int64_t saturating_product(int64_t a, int64_t b) {
     int64_t product;
@@ -26,12 +18,6 @@ HLA_INLINE int64_t saturating_product(int64_t a, int64_t b) {
 
 HLA_INLINE int64_t panel_count(int64_t columns) {
     return (columns + HLA_TILE_COLUMNS - 1) / HLA_TILE_COLUMNS;
-}
-
-/* Threads worth starting for so many units of work in the larger of two loops. */
-HLA_INLINE int team_size(int threads, int64_t first_units, int64_t second_units) {
-    int64_t units = first_units > second_units ? first_units : second_units;
-    return (int)smaller(threads, units > 0 ? units : 1);
 }
 
 /* How many vectors of the last panel hold columns: the right half may be empty. */
@@ -66,7 +52,7 @@ HLA_INLINE void pack_values(float *restrict panels, int64_t rows, const hla_tens
                             int64_t first, int64_t count) {
     int64_t columns = v->shape[3];
     for (int64_t panel = 0; panel < panel_count(columns); panel++) {
-        int64_t start = panel * HLA_TILE_COLUMNS, width = smaller(columns - start, HLA_TILE_COLUMNS);
+        int64_t start = panel * HLA_TILE_COLUMNS, width = hla_smaller(columns - start, HLA_TILE_COLUMNS);
         float *to = panels + panel * rows * HLA_TILE_COLUMNS;
         for (int64_t t = 0; t < count; t++, to += HLA_TILE_COLUMNS) {
             load_row(to, v, b, first + t, h, start, width);
@@ -92,7 +78,7 @@ HLA_INLINE void write_rows(const hla_hadamard_call *call, const float *sums, int
         char *to = hla_tensor_row(out, b, first + t, h);
         for (int64_t panel = 0; panel < panel_count(problem->value_dim); panel++, to += step) {
             const float *from = sums + (panel * rows + t) * HLA_TILE_COLUMNS;
-            int64_t width = smaller(problem->value_dim - panel * HLA_TILE_COLUMNS, HLA_TILE_COLUMNS);
+            int64_t width = hla_smaller(problem->value_dim - panel * HLA_TILE_COLUMNS, HLA_TILE_COLUMNS);
             bool in_place = out->dtype == HLA_F32 && out->stride[3] == 1 && width == HLA_TILE_COLUMNS;
             float buffer[HLA_TILE_COLUMNS], *row = in_place ? (float *)(void *)to : buffer;
             for (int x = 0; x < HLA_TILE_COLUMNS; x += HLA_VECTOR_WIDTH) {
@@ -112,7 +98,8 @@ HLA_INLINE void write_zeros(const hla_hadamard_call *call, int64_t b, int64_t h,
     for (int64_t t = 0; t < count; t++) {
         char *to = hla_tensor_row(out, b, first + t, h);
         for (int64_t start = 0; start < out->shape[3]; start += HLA_TILE_COLUMNS, to += step) {
-            hla_store_floats(to, out->dtype, smaller(out->shape[3] - start, HLA_TILE_COLUMNS), out->stride[3], zeros);
+            hla_store_floats(to, out->dtype, hla_smaller(out->shape[3] - start, HLA_TILE_COLUMNS), out->stride[3],
+                             zeros);
         }
     }
 }

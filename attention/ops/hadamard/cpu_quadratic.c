@@ -36,8 +36,8 @@ typedef struct plan {
     int64_t key_blocks; /* a head */
     int64_t block_size; /* floats a key block: per factor [key panel][R_p][COLUMNS], then [panel of V][KEYS][COLUMNS] */
     float *keys;        /* [B*H][key_blocks] blocks */
-    scratch first;      /* of thread 0; that of thread n lies n * scratch_size floats further */
-    int64_t scratch_size;
+    char *scratch;      /* [threads][scratch_size] */
+    int64_t scratch_size; /* bytes */
 } plan;
 
 static scratch carve_scratch(hla_arena *arena, const plan *p) {
@@ -64,25 +64,22 @@ static plan carve(hla_arena *arena, const hla_hadamard_problem *problem, int thr
     hla_arena measured = {0};
     carve_scratch(&measured, &p);
     arena->overflow |= measured.overflow;
-    p.scratch_size = (int64_t)(measured.used / sizeof(float));
-    hla_arena mine = {.base = hla_arena_take(arena, p.scratch_size, (size_t)threads * sizeof(float))};
-    p.first = carve_scratch(&mine, &p);
+    p.scratch_size = (int64_t)measured.used;
+    p.scratch = hla_arena_take(arena, p.scratch_size, (size_t)threads);
     return p;
 }
 
 static scratch scratch_of_thread(const plan *p) {
-    int64_t offset = omp_get_thread_num() * p->scratch_size;
-    scratch own = p->first;
-    return (scratch){own.queries + offset,      own.scores + offset,     own.sums + offset,
-                     own.denominators + offset, own.chunk_sums + offset, own.chunk_denominators + offset};
+    hla_arena mine = {.base = p->scratch + omp_get_thread_num() * p->scratch_size};
+    return carve_scratch(&mine, p);
 }
 
-/* to[t / width][r][t % width] = element r of row first + t, for t < count; zero for the other t < round_up(count,
+/* to[t / width][r][t % width] = element r of row first + t, for t < count; zero for the other t < hla_round_up(count,
  * width) */
 static void pack_transposed(float *restrict to, int64_t width, const hla_tensor *factor, int64_t b, int64_t h,
                             int64_t first, int64_t count) {
     int64_t rank = factor->shape[3];
-    for (int64_t t = 0; t < round_up(count, width); t++) {
+    for (int64_t t = 0; t < hla_round_up(count, width); t++) {
         float row[HLA_MAX_RANK];
         if (t < count) {
             load_row(row, factor, b, first + t, h, 0, rank);
@@ -97,7 +94,7 @@ static void pack_transposed(float *restrict to, int64_t width, const hla_tensor 
 
 static void pack_key_block(const plan *p, const hla_hadamard_call *call, int64_t head, int64_t block) {
     int64_t b = head / p->problem->heads, h = head % p->problem->heads;
-    int64_t first = block * KEYS, count = smaller(KEYS, hla_hadamard_key_count(call, b) - first);
+    int64_t first = block * KEYS, count = hla_smaller(KEYS, hla_hadamard_key_count(call, b) - first);
     if (count <= 0) return;
     float *to = p->keys + (head * p->key_blocks + block) * p->block_size;
     for (int f = 0; f < p->problem->factors; f++) {
@@ -174,14 +171,14 @@ static void attend_chunk(const plan *p, const scratch *own, int64_t head, int64_
     for (int64_t key = first; key < last; key += KEYS) {
         const float *block = p->keys + (head * p->key_blocks + key / KEYS) * p->block_size;
         for (int64_t row = 0; row < queries; row += GROUP) {
-            attend_group(p, own, block, row, smaller(GROUP, queries - row), smaller(KEYS, last - key));
+            attend_group(p, own, block, row, hla_smaller(GROUP, queries - row), hla_smaller(KEYS, last - key));
         }
     }
 }
 
 static void query_block(const plan *p, const hla_hadamard_call *call, const scratch *own, int64_t head, int64_t first) {
     int64_t b = head / p->problem->heads, h = head % p->problem->heads, keys = hla_hadamard_key_count(call, b);
-    int64_t count = smaller(QUERIES, p->problem->queries - first), padded = round_up(count, HLA_TILE_ROWS);
+    int64_t count = hla_smaller(QUERIES, p->problem->queries - first), padded = hla_round_up(count, HLA_TILE_ROWS);
     if (keys == 0) {
         write_zeros(call, b, h, first, count);
         return;
@@ -197,7 +194,7 @@ static void query_block(const plan *p, const hla_hadamard_call *call, const scra
     for (int64_t chunk = 0; chunk < keys; chunk += CHUNK) {
         memset(own->chunk_sums, 0, (size_t)sum_count * sizeof(float));
         memset(own->chunk_denominators, 0, (size_t)lane_count * sizeof(float));
-        attend_chunk(p, own, head, padded, chunk, smaller(keys, chunk + CHUNK));
+        attend_chunk(p, own, head, padded, chunk, hla_smaller(keys, chunk + CHUNK));
         add_floats(own->sums, own->chunk_sums, sum_count);
         add_floats(own->denominators, own->chunk_denominators, lane_count);
     }
@@ -215,7 +212,7 @@ static void run(const hla_hadamard_call *call) {
     const plan *p = &carved;
     int64_t heads = problem->batch * problem->heads;
     int64_t query_blocks = (problem->queries + QUERIES - 1) / QUERIES;
-#pragma omp parallel num_threads(team_size(call->threads, heads * p->key_blocks, heads * query_blocks))
+#pragma omp parallel num_threads(hla_team_size(call->threads, heads, hla_larger(p->key_blocks, query_blocks)))
     {
         scratch own = scratch_of_thread(p);
 #pragma omp for schedule(dynamic, 1)
@@ -230,5 +227,5 @@ static void run(const hla_hadamard_call *call) {
 }
 
 extern const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_quadratic);
-const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_quadratic) = {"quadratic_" HLA_ISA_STRING, HLA_FORM_QUADRATIC,
-                                                                 HLA_ISA_VALUE, measure, run};
+const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_quadratic) = {
+    {"quadratic_" HLA_ISA_STRING, HLA_ISA_VALUE}, HLA_FORM_QUADRATIC, measure, run};

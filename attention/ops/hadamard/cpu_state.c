@@ -79,14 +79,14 @@ typedef struct plan {
     fold folded;
     int64_t inner_row;
     int64_t value_panels;
-    int64_t block_size; /* floats of S a feature block: [panel of V][BLOCK][COLUMNS] */
-    int64_t state_size; /* floats of S a head: [feature block][panel of V][BLOCK][COLUMNS] */
-    int64_t sum_size;   /* floats of z a head */
-    int64_t range;      /* features a unit of work builds, a multiple of FEATURES */
-    float *state;       /* [B*H] S */
-    float *sums;        /* [B*H] z */
-    scratch first;      /* of thread 0; that of thread n lies n * scratch_size floats further */
-    int64_t scratch_size;
+    int64_t block_size;   /* floats of S a feature block: [panel of V][BLOCK][COLUMNS] */
+    int64_t state_size;   /* floats of S a head: [feature block][panel of V][BLOCK][COLUMNS] */
+    int64_t sum_size;     /* floats of z a head */
+    int64_t range;        /* features a unit of work builds, a multiple of FEATURES */
+    float *state;         /* [B*H] S */
+    float *sums;          /* [B*H] z */
+    char *scratch;        /* [threads][scratch_size] */
+    int64_t scratch_size; /* bytes */
 } plan;
 
 static scratch carve_scratch(hla_arena *arena, const plan *p) {
@@ -98,7 +98,7 @@ static scratch carve_scratch(hla_arena *arena, const plan *p) {
     own.panel = hla_arena_take(arena, TOKENS * STATE_ROW, sizeof(float));
     own.values = hla_arena_take(arena, saturating_product(p->value_panels, TOKENS * HLA_TILE_COLUMNS), sizeof(float));
     own.denominators = hla_arena_take(arena, QUERIES * HLA_VECTOR_WIDTH, sizeof(float));
-    int64_t range = p->problem->keys > CHUNK ? round_up(p->range, BLOCK) : 0;
+    int64_t range = p->problem->keys > CHUNK ? hla_round_up(p->range, BLOCK) : 0;
     own.chunk_state = hla_arena_take(arena, saturating_product(range / BLOCK, p->block_size), sizeof(float));
     own.chunk_sums = hla_arena_take(arena, range, sizeof(float));
     return own;
@@ -108,17 +108,17 @@ static scratch carve_scratch(hla_arena *arena, const plan *p) {
 static int64_t range_length(const plan *p, int64_t heads, int threads) {
     int64_t cached = RANGE_BYTES / (p->value_panels * HLA_TILE_COLUMNS * (int64_t)sizeof(float));
     int64_t shared = heads % threads == 0 ? p->folded.state_rank : (p->folded.state_rank + threads - 1) / threads;
-    int64_t length = round_up(smaller(cached, shared), FEATURES);
+    int64_t length = hla_round_up(hla_smaller(cached, shared), FEATURES);
     return length > 0 ? length : FEATURES;
 }
 
 static plan carve(hla_arena *arena, const hla_hadamard_problem *problem, int threads) {
     plan p = {.problem = problem, .folded = make_fold(problem)};
     int64_t heads = problem->batch * problem->heads;
-    p.inner_row = round_up(p.folded.inner, HLA_VECTOR_WIDTH) + HLA_VECTOR_WIDTH;
+    p.inner_row = hla_round_up(p.folded.inner, HLA_VECTOR_WIDTH) + HLA_VECTOR_WIDTH;
     p.value_panels = panel_count(problem->value_dim);
     p.block_size = p.value_panels * BLOCK * HLA_TILE_COLUMNS;
-    int64_t blocks = round_up(p.folded.state_rank, BLOCK) / BLOCK;
+    int64_t blocks = hla_round_up(p.folded.state_rank, BLOCK) / BLOCK;
     p.state_size = saturating_product(blocks, p.block_size);
     p.sum_size = blocks * BLOCK;
     p.range = range_length(&p, heads, threads);
@@ -127,17 +127,14 @@ static plan carve(hla_arena *arena, const hla_hadamard_problem *problem, int thr
     hla_arena measured = {0};
     carve_scratch(&measured, &p);
     arena->overflow |= measured.overflow;
-    p.scratch_size = (int64_t)(measured.used / sizeof(float));
-    hla_arena mine = {.base = hla_arena_take(arena, p.scratch_size, (size_t)threads * sizeof(float))};
-    p.first = carve_scratch(&mine, &p);
+    p.scratch_size = (int64_t)measured.used;
+    p.scratch = hla_arena_take(arena, p.scratch_size, (size_t)threads);
     return p;
 }
 
 static scratch scratch_of_thread(const plan *p) {
-    int64_t offset = omp_get_thread_num() * p->scratch_size;
-    scratch own = p->first;
-    return (scratch){own.outer + offset,  own.inner + offset,        own.row + offset,         own.panel + offset,
-                     own.values + offset, own.denominators + offset, own.chunk_state + offset, own.chunk_sums + offset};
+    hla_arena mine = {.base = p->scratch + omp_get_thread_num() * p->scratch_size};
+    return carve_scratch(&mine, p);
 }
 
 /* Where S of a feature begins, in memory that begins with a whole feature block. */
@@ -211,7 +208,7 @@ HLA_INLINE void multiply_segment(float *restrict panel, const float *restrict ou
 static void make_key_panel(const plan *p, const scratch *own, int64_t first, int64_t count, int64_t tokens) {
     int64_t o = first / p->folded.inner, i = first % p->folded.inner;
     for (int64_t done = 0, width; done < count; done += width, o++, i = 0) {
-        width = smaller(p->folded.inner - i, count - done);
+        width = hla_smaller(p->folded.inner - i, count - done);
         float *panel = own->panel + done;
         const float *outer = own->outer + o * TOKENS, *inner = own->inner + i;
         if (width == FEATURES) {
@@ -260,7 +257,7 @@ static tile_function *const state_tiles[2][2] = {{state_store_half, state_store_
 static void add_tokens(const plan *p, const scratch *own, float *state, float *sums, int64_t start, int64_t first,
                        int64_t last, int64_t tokens, bool store) {
     for (int64_t f = first; f < last; f += FEATURES) {
-        int64_t count = smaller(FEATURES, last - f);
+        int64_t count = hla_smaller(FEATURES, last - f);
         make_key_panel(p, own, f, count, tokens);
         sum_panel(sums + f - start, own->panel, count, tokens, store);
         for (int64_t panel = 0; panel < p->value_panels; panel++) {
@@ -277,7 +274,7 @@ static void add_tokens(const plan *p, const scratch *own, float *state, float *s
 /* Adds the chunk's S and z of features first ... last - 1 to the head's. */
 static void add_chunk(const plan *p, const scratch *own, float *state, float *sums, int64_t first, int64_t last) {
     for (int64_t f = first; f < last; f += FEATURES) {
-        int64_t rows = round_up(smaller(FEATURES, last - f), HLA_TILE_ROWS);
+        int64_t rows = hla_round_up(hla_smaller(FEATURES, last - f), HLA_TILE_ROWS);
         for (int64_t panel = 0; panel < p->value_panels; panel++) {
             int64_t offset = panel * BLOCK * HLA_TILE_COLUMNS;
             float *to = state_row(p, state, f) + offset, *from = state_row(p, own->chunk_state, f - first) + offset;
@@ -288,7 +285,7 @@ static void add_chunk(const plan *p, const scratch *own, float *state, float *su
             }
         }
     }
-    add_floats(sums + first, own->chunk_sums, round_up(last - first, HLA_VECTOR_WIDTH));
+    add_floats(sums + first, own->chunk_sums, hla_round_up(last - first, HLA_VECTOR_WIDTH));
 }
 
 /* S and z of features first ... last - 1 (first a multiple of FEATURES), summed over all keys of a head. */
@@ -297,9 +294,9 @@ static void build_range(const plan *p, const hla_hadamard_call *call, const scra
     int64_t b = head / p->problem->heads, h = head % p->problem->heads, keys = hla_hadamard_key_count(call, b);
     float *state = p->state + head * p->state_size, *sums = p->sums + head * p->sum_size;
     for (int64_t chunk = 0; chunk < keys; chunk += CHUNK) {
-        int64_t end = smaller(keys, chunk + CHUNK);
+        int64_t end = hla_smaller(keys, chunk + CHUNK);
         for (int64_t key = chunk; key < end; key += TOKENS) {
-            int64_t tokens = smaller(TOKENS, end - key);
+            int64_t tokens = hla_smaller(TOKENS, end - key);
             pack_keys(p, call, own, b, h, key, tokens);
             if (chunk == 0) {
                 add_tokens(p, own, state, sums, 0, first, last, tokens, key == 0);
@@ -316,7 +313,7 @@ static void build_range(const plan *p, const hla_hadamard_call *call, const scra
 /* Rows up to a whole register tile exist; those past count are zero. */
 static void pack_queries(const plan *p, const hla_hadamard_call *call, const scratch *own, int64_t b, int64_t h,
                          int64_t first, int64_t count) {
-    int64_t rows = round_up(count, HLA_TILE_ROWS);
+    int64_t rows = hla_round_up(count, HLA_TILE_ROWS);
     memset(own->outer + count * p->folded.outer, 0, (size_t)((rows - count) * p->folded.outer) * sizeof(float));
     memset(own->inner + count * p->inner_row, 0, (size_t)((rows - count) * p->inner_row) * sizeof(float));
     for (int64_t t = 0; t < count; t++) {
@@ -333,7 +330,7 @@ HLA_INLINE hla_vector make_query_row(float *restrict phi, const float *restrict 
                                      hla_vector denominator) {
     int64_t o = first / inner_rank, i = first % inner_rank;
     for (int64_t done = 0, width; done < count; done += width, o++, i = 0) {
-        width = smaller(inner_rank - i, count - done);
+        width = hla_smaller(inner_rank - i, count - done);
         hla_vector x = hla_vector_set(outer[o]);
         for (int64_t j = 0; j < width; j += HLA_VECTOR_WIDTH) {
             hla_vector_store(phi + done + j, hla_vector_multiply(x, hla_vector_load(inner + i + j)));
@@ -386,7 +383,7 @@ static tile_function *const query_tiles[2][2] = {{query_store_half, query_store_
 
 static void query_block(const plan *p, const hla_hadamard_call *call, const scratch *own, int64_t head, int64_t first) {
     int64_t b = head / p->problem->heads, h = head % p->problem->heads;
-    int64_t count = smaller(QUERIES, p->problem->queries - first), padded = round_up(count, HLA_TILE_ROWS);
+    int64_t count = hla_smaller(QUERIES, p->problem->queries - first), padded = hla_round_up(count, HLA_TILE_ROWS);
     if (hla_hadamard_key_count(call, b) == 0) {
         write_zeros(call, b, h, first, count);
         return;
@@ -394,9 +391,9 @@ static void query_block(const plan *p, const hla_hadamard_call *call, const scra
     pack_queries(p, call, own, b, h, first, count);
     float *state = p->state + head * p->state_size;
     for (int64_t f = 0; f < p->folded.state_rank; f += BLOCK) {
-        int64_t features = smaller(BLOCK, p->folded.state_rank - f);
+        int64_t features = hla_smaller(BLOCK, p->folded.state_rank - f);
         for (int64_t row = 0; row < padded; row += GROUP) {
-            int64_t rows = smaller(GROUP, padded - row);
+            int64_t rows = hla_smaller(GROUP, padded - row);
             make_query_panel(p, own, head, f, features, row, rows);
             for (int64_t panel = 0; panel < p->value_panels; panel++) {
                 tile_function *tile = query_tiles[f > 0][panel_vectors(panel, p->problem->value_dim) - 1];
@@ -425,12 +422,12 @@ static void run(const hla_hadamard_call *call) {
     int64_t heads = problem->batch * problem->heads;
     int64_t ranges = (p->folded.state_rank + p->range - 1) / p->range;
     int64_t query_blocks = (problem->queries + QUERIES - 1) / QUERIES;
-#pragma omp parallel num_threads(team_size(call->threads, heads *ranges, heads *query_blocks))
+#pragma omp parallel num_threads(hla_team_size(call->threads, heads, hla_larger(ranges, query_blocks)))
     {
         scratch own = scratch_of_thread(p);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t unit = 0; unit < heads * ranges; unit++) {
-            int64_t first = unit % ranges * p->range, last = smaller(first + p->range, p->folded.state_rank);
+            int64_t first = unit % ranges * p->range, last = hla_smaller(first + p->range, p->folded.state_rank);
             build_range(p, call, &own, unit / ranges, first, last);
         }
 #pragma omp for schedule(dynamic, 1)
@@ -441,5 +438,5 @@ static void run(const hla_hadamard_call *call) {
 }
 
 extern const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_state);
-const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_state) = {"state_" HLA_ISA_STRING, HLA_FORM_STATE, HLA_ISA_VALUE,
-                                                             measure, run};
+const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_state) = {
+    {"state_" HLA_ISA_STRING, HLA_ISA_VALUE}, HLA_FORM_STATE, measure, run};

@@ -2,8 +2,7 @@
 #ifndef HLA_OPS_HADAMARD_KERNEL_H
 #define HLA_OPS_HADAMARD_KERNEL_H
 
-#include "attention/core/internal.h"
-#include "attention/simd/isa.h"
+#include "attention/core/kernel.h"
 #include "hla/hadamard.h"
 
 /* One execution, arguments checked. */
@@ -18,17 +17,21 @@ typedef struct hla_hadamard_call {
     void *workspace;
 } hla_hadamard_call;
 
+/* One entry of the kernel table. */
 typedef struct hla_hadamard_entry {
-    const char *name;
+    hla_kernel kernel;
     hla_form form;
-    hla_isa isa;
     /* Takes from the arena what run will need (arena->base NULL: only measures). */
     void (*measure)(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
     void (*run)(const hla_hadamard_call *call);
 } hla_hadamard_entry;
 
-/* Kernel i of the table, NULL past the end. Within a form later entries are faster. */
-const hla_hadamard_entry *hla_hadamard_kernel_at(int i);
+extern const hla_hadamard_entry hla_hadamard_reference;
+extern const hla_hadamard_entry hla_hadamard_quadratic_baseline, hla_hadamard_state_baseline;
+#if defined(__x86_64__)
+extern const hla_hadamard_entry hla_hadamard_quadratic_avx2, hla_hadamard_state_avx2;
+extern const hla_hadamard_entry hla_hadamard_quadratic_avx512, hla_hadamard_state_avx512;
+#endif
 
 /* The kernel to use: problem->kernel, else the variable HLA_KERNEL, else the best of the wanted form that runs here
  * (HLA_FORM_AUTO: only a forced kernel is looked up, *kernel stays NULL without one). */

@@ -4,21 +4,17 @@
 #include "attention/tune/tune.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 struct hla_hadamard_plan {
     hla_context *context;
     hla_hadamard_problem problem; /* problem.kernel is not kept */
-    const hla_hadamard_entry *kernel;
+    const hla_hadamard_entry *entry;
     int threads;
     size_t workspace;
     char explain[384];
 };
-
-/* Far above any use; below it no product of a size and a tile constant leaves 64 bits. */
-static const int64_t max_size = INT64_C(1) << 40;
 
 void hla_hadamard_problem_init(hla_hadamard_problem *problem) {
     if (!problem) return;
@@ -38,20 +34,11 @@ void hla_hadamard_problem_init(hla_hadamard_problem *problem) {
 /* ---- checks of the problem ---- */
 
 static hla_status check_sizes(hla_context *context, const hla_hadamard_problem *problem) {
-    const struct {
-        const char *name;
-        int64_t value, least;
-    } sizes[] = {
+    const hla_named_size sizes[] = {
         {"batch", problem->batch, 1}, {"heads", problem->heads, 1},         {"queries", problem->queries, 1},
         {"keys", problem->keys, 0},   {"value_dim", problem->value_dim, 1},
     };
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        if (sizes[i].value < sizes[i].least || sizes[i].value > max_size) {
-            return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.%s is %" PRId64 ", wanted %" PRId64 " to %" PRId64,
-                            sizes[i].name, sizes[i].value, sizes[i].least, max_size);
-        }
-    }
-    return HLA_OK;
+    return hla_check_sizes(context, sizes, sizeof sizes / sizeof sizes[0]);
 }
 
 static hla_status check_ranks(hla_context *context, const hla_hadamard_problem *problem) {
@@ -69,21 +56,14 @@ static hla_status check_ranks(hla_context *context, const hla_hadamard_problem *
 }
 
 static hla_status check_options(hla_context *context, const hla_hadamard_problem *problem) {
-    if (!hla_dtype_valid(problem->dtype)) {
-        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.dtype is %d, not a known dtype", (int)problem->dtype);
-    }
+    hla_status status = hla_check_dtype(context, problem->dtype);
+    if (status != HLA_OK) return status;
     if ((unsigned)problem->form > HLA_FORM_QUADRATIC) {
-        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.form is %d, not a known form", (int)problem->form);
+        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.form is %d, which is no hla_form", (int)problem->form);
     }
-    if (!isfinite(problem->epsilon) || problem->epsilon < 0) {
-        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.epsilon is %g, wanted a finite number, at least 0",
-                        (double)problem->epsilon);
-    }
-    if (!isfinite(problem->scale)) {
-        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.scale is %g, wanted a finite number",
-                        (double)problem->scale);
-    }
-    return HLA_OK;
+    status = hla_check_offset(context, "epsilon", problem->epsilon);
+    if (status == HLA_OK) status = hla_check_number(context, "scale", problem->scale);
+    return status;
 }
 
 /* The tensors' bytes must fit in 64-bit offsets, and so must every count of heads x tokens the kernels loop over. */
@@ -102,18 +82,13 @@ static hla_status check_products(hla_context *context, const hla_hadamard_proble
 
 static hla_status check_problem(hla_context *context, const hla_hadamard_problem *problem) {
     if (!problem) return hla_fail(context, HLA_ERROR_ARGUMENT, "problem is NULL");
-    if (problem->struct_size < sizeof *problem) {
-        return hla_fail(context, HLA_ERROR_ARGUMENT,
-                        "problem.struct_size is %zu, wanted %zu: was hla_hadamard_problem_init called?",
-                        problem->struct_size, sizeof *problem);
-    }
-    static hla_status (*const checks[])(hla_context *, const hla_hadamard_problem *) = {check_sizes, check_ranks,
-                                                                                        check_options, check_products};
-    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++) {
-        hla_status status = checks[i](context, problem);
-        if (status != HLA_OK) return status;
-    }
-    return HLA_OK;
+    hla_status status =
+        hla_check_struct(context, "problem", problem->struct_size, sizeof *problem, "hla_hadamard_problem_init");
+    if (status == HLA_OK) status = check_sizes(context, problem);
+    if (status == HLA_OK) status = check_ranks(context, problem);
+    if (status == HLA_OK) status = check_options(context, problem);
+    if (status == HLA_OK) status = check_products(context, problem);
+    return status;
 }
 
 /* ---- cost ---- */
@@ -159,7 +134,7 @@ static cost quadratic_cost(const hla_hadamard_problem *problem, const hla_tune *
 /* Fills plan->workspace; false when that many bytes cannot be addressed. */
 static bool measure_workspace(hla_hadamard_plan *plan) {
     hla_arena arena = {0};
-    plan->kernel->measure(&arena, &plan->problem, plan->threads);
+    plan->entry->measure(&arena, &plan->problem, plan->threads);
     plan->workspace = arena.used;
     return !arena.overflow;
 }
@@ -172,47 +147,47 @@ static hla_status choose_form(hla_hadamard_plan *plan) {
     if (status != HLA_OK) return status;
     status = hla_hadamard_choose(plan->context, &plan->problem, HLA_FORM_QUADRATIC, &quadratic);
     if (status != HLA_OK) return status;
-    const hla_tune *tune = hla_tune_of(state->isa);
+    const hla_tune *tune = hla_tune_of(state->kernel.isa);
     bool cheaper = state_cost(&plan->problem, tune).work <= quadratic_cost(&plan->problem, tune).work;
-    plan->kernel = cheaper ? state : quadratic;
+    plan->entry = cheaper ? state : quadratic;
     return HLA_OK;
 }
 
 static hla_status choose_kernel(hla_hadamard_plan *plan, bool *forced) {
     hla_hadamard_problem *problem = &plan->problem;
-    hla_status status = hla_hadamard_choose(plan->context, problem, problem->form, &plan->kernel);
+    hla_status status = hla_hadamard_choose(plan->context, problem, problem->form, &plan->entry);
     if (status != HLA_OK) return status;
-    *forced = plan->kernel != NULL;
-    if (!plan->kernel) status = choose_form(plan);
+    *forced = plan->entry != NULL;
+    if (!plan->entry) status = choose_form(plan);
     if (status != HLA_OK) return status;
     if (!measure_workspace(plan)) {
         return hla_fail(plan->context, HLA_ERROR_UNSUPPORTED,
                         "the workspace of kernel %s cannot be addressed: state rank %.0f, %" PRId64
                         " keys, value_dim %" PRId64,
-                        plan->kernel->name, state_rank(problem), problem->keys, problem->value_dim);
+                        plan->entry->kernel.name, state_rank(problem), problem->keys, problem->value_dim);
     }
     return HLA_OK;
 }
 
 static void write_explanation(hla_hadamard_plan *plan, bool forced) {
     const hla_hadamard_problem *problem = &plan->problem;
-    const hla_tune *tune = hla_tune_of(plan->kernel->isa);
+    const hla_tune *tune = hla_tune_of(plan->entry->kernel.isa);
     cost state = state_cost(problem, tune), quadratic = quadratic_cost(problem, tune);
-    bool is_state = plan->kernel->form == HLA_FORM_STATE;
+    bool is_state = plan->entry->form == HLA_FORM_STATE;
     cost taken = is_state ? state : quadratic, other = is_state ? quadratic : state;
     snprintf(plan->explain, sizeof plan->explain,
              "%s form%s, kernel %s, %.3g GFLOP against %.3g in %s form; expected to take %.2g times as long as that. "
              "State rank %.0f, %d thread%s, workspace %.3g MB.",
-             is_state ? "state" : "quadratic", forced ? " (forced)" : "", plan->kernel->name, taken.flops * 1e-9,
+             is_state ? "state" : "quadratic", forced ? " (forced)" : "", plan->entry->kernel.name, taken.flops * 1e-9,
              other.flops * 1e-9, is_state ? "quadratic" : "state", other.work > 0 ? taken.work / other.work : 1.0,
              state_rank(problem), plan->threads, plan->threads == 1 ? "" : "s", (double)plan->workspace * 1e-6);
 }
 
 hla_status hla_hadamard_plan_create(hla_context *context, const hla_hadamard_problem *problem,
                                     hla_hadamard_plan **plan) {
-    if (!context) return HLA_ERROR_ARGUMENT;
     if (!plan) return hla_fail(context, HLA_ERROR_ARGUMENT, "plan is NULL");
     *plan = NULL;
+    if (!context) return HLA_ERROR_ARGUMENT;
     hla_status status = check_problem(context, problem);
     if (status != HLA_OK) return status;
     hla_hadamard_plan *created = calloc(1, sizeof *created);
@@ -241,11 +216,11 @@ size_t hla_hadamard_plan_workspace(const hla_hadamard_plan *plan) {
 }
 
 hla_form hla_hadamard_plan_form(const hla_hadamard_plan *plan) {
-    return plan ? plan->kernel->form : HLA_FORM_AUTO;
+    return plan ? plan->entry->form : HLA_FORM_AUTO;
 }
 
 const char *hla_hadamard_plan_kernel(const hla_hadamard_plan *plan) {
-    return plan ? plan->kernel->name : "";
+    return plan ? plan->entry->kernel.name : "";
 }
 
 const char *hla_hadamard_plan_explain(const hla_hadamard_plan *plan) {
@@ -254,24 +229,24 @@ const char *hla_hadamard_plan_explain(const hla_hadamard_plan *plan) {
 
 /* ---- forward ---- */
 
-/* An input, its shape, its finiteness if asked, and its distance from out. */
+/* An input: its shape, its distance from out, and that what counts of it is finite. lengths: as in hla_check_finite. */
 static hla_status check_input(const hla_hadamard_plan *plan, const char *name, const hla_tensor *tensor, int64_t tokens,
-                              int64_t width, const hla_tensor *out) {
+                              int64_t width, const int64_t *lengths, const hla_tensor *out) {
     const hla_hadamard_problem *problem = &plan->problem;
     hla_status status =
         hla_check_tensor(plan->context, name, tensor, problem->dtype, problem->batch, tokens, problem->heads, width);
     if (status == HLA_OK) status = hla_check_disjoint(plan->context, "out", out, name, tensor);
-    if (status == HLA_OK && plan->context->check_finite) status = hla_check_finite(plan->context, name, tensor);
+    if (status == HLA_OK) status = hla_check_finite(plan->context, name, tensor, lengths);
     return status;
 }
 
 static hla_status check_features(const hla_hadamard_plan *plan, const char *name, const hla_tensor *features,
-                                 int64_t tokens, const hla_tensor *out) {
+                                 int64_t tokens, const int64_t *lengths, const hla_tensor *out) {
     if (!features) return hla_fail(plan->context, HLA_ERROR_ARGUMENT, "%s is NULL", name);
     for (int p = 0; p < plan->problem.factors; p++) {
         char element[32];
         snprintf(element, sizeof element, "%s[%d]", name, p);
-        hla_status status = check_input(plan, element, &features[p], tokens, plan->problem.rank[p], out);
+        hla_status status = check_input(plan, element, &features[p], tokens, plan->problem.rank[p], lengths, out);
         if (status != HLA_OK) return status;
     }
     return HLA_OK;
@@ -280,12 +255,15 @@ static hla_status check_features(const hla_hadamard_plan *plan, const char *name
 static hla_status check_call(const hla_hadamard_plan *plan, const hla_hadamard_call *call, size_t workspace_size) {
     const hla_hadamard_problem *problem = &plan->problem;
     hla_context *context = plan->context;
-    hla_status status = hla_check_output(context, "out", call->out, problem->dtype, problem->batch, problem->queries,
-                                         problem->heads, problem->value_dim);
-    if (status == HLA_OK) status = check_features(plan, "q_features", call->q, problem->queries, call->out);
-    if (status == HLA_OK) status = check_features(plan, "k_features", call->k, problem->keys, call->out);
-    if (status == HLA_OK) status = check_input(plan, "v", call->v, problem->keys, problem->value_dim, call->out);
-    if (status == HLA_OK) status = hla_check_key_lengths(context, call->key_lengths, problem->batch, problem->keys);
+    const int64_t *lengths = call->key_lengths;
+    hla_status status = hla_check_key_lengths(context, lengths, problem->batch, problem->keys);
+    if (status == HLA_OK)
+        status = hla_check_output(context, "out", call->out, problem->dtype, problem->batch, problem->queries,
+                                  problem->heads, problem->value_dim);
+    if (status == HLA_OK) status = check_features(plan, "q_features", call->q, problem->queries, NULL, call->out);
+    if (status == HLA_OK) status = check_features(plan, "k_features", call->k, problem->keys, lengths, call->out);
+    if (status == HLA_OK)
+        status = check_input(plan, "v", call->v, problem->keys, problem->value_dim, lengths, call->out);
     if (status == HLA_OK) status = hla_check_workspace(context, call->workspace, workspace_size, plan->workspace);
     return status;
 }
@@ -298,6 +276,6 @@ hla_status hla_hadamard_forward(const hla_hadamard_plan *plan, const hla_tensor 
                                     key_lengths,    workspace};
     hla_status status = check_call(plan, &call, workspace_size);
     if (status != HLA_OK) return status;
-    plan->kernel->run(&call);
+    plan->entry->run(&call);
     return HLA_OK;
 }

@@ -29,7 +29,7 @@ static double score(const hla_hadamard_call *call, int64_t b, int64_t h, int64_t
 /* sums: V doubles of scratch */
 static void attend_row(const hla_hadamard_call *call, double *sums, int64_t b, int64_t h, int64_t i) {
     const hla_hadamard_problem *problem = call->problem;
-    const hla_tensor *v = call->v, *out = call->out;
+    const hla_tensor *v = call->v;
     double denominator = 0;
     for (int64_t x = 0; x < problem->value_dim; x++)
         sums[x] = 0;
@@ -41,14 +41,12 @@ static void attend_row(const hla_hadamard_call *call, double *sums, int64_t b, i
             sums[x] += weight * element(row, v->dtype, x * v->stride[3]);
     }
     denominator += (double)problem->epsilon;
-    char *out_row = hla_tensor_row(out, b, i, h);
     for (int64_t x = 0; x < problem->value_dim; x++) {
         double value = (double)problem->scale * sums[x];
         if (problem->normalised) value = denominator != 0 ? sums[x] / denominator : 0;
-        float rounded = (float)value;
-        int64_t offset = x * out->stride[3] * hla_element_size(out->dtype);
-        hla_store_floats(out_row + offset, out->dtype, 1, 1, &rounded);
+        sums[x] = value;
     }
+    hla_store_row(call->out, b, i, h, sums);
 }
 
 static double *carve(hla_arena *arena, const hla_hadamard_problem *problem, int threads) {
@@ -64,7 +62,7 @@ static void run(const hla_hadamard_call *call) {
     hla_arena arena = {.base = call->workspace};
     double *sums = carve(&arena, problem, call->threads);
     int64_t rows = problem->batch * problem->heads * problem->queries;
-#pragma omp parallel for num_threads(call->threads) schedule(static)
+#pragma omp parallel for num_threads(hla_team_size(call->threads, rows, 1)) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         int64_t i = row % problem->queries, head = row / problem->queries;
         double *own = sums + (int64_t)omp_get_thread_num() * problem->value_dim;
@@ -72,4 +70,4 @@ static void run(const hla_hadamard_call *call) {
     }
 }
 
-const hla_hadamard_entry hla_hadamard_reference = {"reference", HLA_FORM_QUADRATIC, HLA_ISA_BASELINE, measure, run};
+const hla_hadamard_entry hla_hadamard_reference = {{"reference", HLA_ISA_BASELINE}, HLA_FORM_QUADRATIC, measure, run};

@@ -5,7 +5,7 @@
  * running maximum and sum, weights, weights times values. A strip's result depends on nothing but its own queries and
  * the tile size, so neither the number of threads nor the order of blocks changes a bit of it.
  */
-#include "attention/ops/softmax/internal.h"
+#include "attention/ops/softmax/kernel.h"
 #include "attention/simd/exp.h"
 #include "attention/simd/tile.h"
 
@@ -41,10 +41,6 @@ typedef struct scratch {
     float *query, *sums, *scores, *maximum, *total, *vector;
 } scratch;
 
-static int64_t round_up(int64_t n, int64_t multiple) {
-    return (n + multiple - 1) / multiple * multiple;
-}
-
 static scratch carve_scratch(const layout *sizes, void *base, size_t *used) {
     hla_arena arena = {.base = base};
     size_t block = (size_t)sizes->block;
@@ -64,20 +60,19 @@ static int64_t heads_in_group(const layout *sizes, int threads) {
     int64_t enough = (4 * (int64_t)threads + sizes->blocks - 1) / sizes->blocks;
     int64_t head_bytes = sizes->keys_padded * (sizes->dim + sizes->values_padded + 1) * (int64_t)sizeof(float);
     int64_t fitting = head_bytes > 0 ? GROUP_BYTES / head_bytes : sizes->heads;
-    int64_t group = enough > fitting ? enough : fitting;
-    return group < sizes->heads ? group : sizes->heads;
+    return hla_smaller(enough > fitting ? enough : fitting, sizes->heads);
 }
 
 /* Widths beyond 2^24 and more than 2^34 keys are refused (as overflow), so that no product below wraps. */
-static layout lay_out(const hla_softmax_problem *problem, int threads, hla_arena *arena) {
+static layout lay_out(hla_arena *arena, const hla_softmax_problem *problem, int threads) {
     const int64_t most_width = (int64_t)1 << 24, most_keys = (int64_t)1 << 34;
     layout sizes = {.dim = problem->dim, .value_dim = problem->value_dim, .heads = problem->batch * problem->heads};
     if (problem->dim > most_width || problem->value_dim > most_width || problem->keys > most_keys) {
         arena->overflow = true;
         return sizes;
     }
-    sizes.keys_padded = round_up(problem->keys, HLA_TILE_COLUMNS);
-    sizes.values_padded = round_up(problem->value_dim, HLA_TILE_COLUMNS);
+    sizes.keys_padded = hla_round_up(problem->keys, HLA_TILE_COLUMNS);
+    sizes.values_padded = hla_round_up(problem->value_dim, HLA_TILE_COLUMNS);
     sizes.block = problem->queries / LARGE_BLOCK >= 8 * (int64_t)threads / sizes.heads + 1 ? LARGE_BLOCK : SMALL_BLOCK;
     sizes.blocks = (problem->queries - 1) / sizes.block + 1;
     sizes.group = heads_in_group(&sizes, threads);
@@ -91,8 +86,8 @@ static layout lay_out(const hla_softmax_problem *problem, int threads, hla_arena
     return sizes;
 }
 
-void HLA_ISA_NAME(hla_softmax_workspace)(const hla_softmax_problem *problem, int threads, hla_arena *arena) {
-    lay_out(problem, threads, arena);
+static void measure(hla_arena *arena, const hla_softmax_problem *problem, int threads) {
+    lay_out(arena, problem, threads);
 }
 
 /* Packs keys first ... first + COLUMNS - 1 of a head: K transposed, zero beyond the last key; bias in units of ln 2,
@@ -100,9 +95,8 @@ void HLA_ISA_NAME(hla_softmax_workspace)(const hla_softmax_problem *problem, int
 static void pack_keys(const hla_softmax_call *call, const layout *sizes, int64_t slot, int64_t b, int64_t h,
                       int64_t first, float *vector) {
     const hla_tensor *k = call->k, *v = call->v;
-    int64_t count = hla_softmax_keys(call, b) - first;
+    int64_t count = hla_smaller(hla_softmax_keys(call, b) - first, HLA_TILE_COLUMNS);
     if (count <= 0) return;
-    if (count > HLA_TILE_COLUMNS) count = HLA_TILE_COLUMNS;
     float *keys = sizes->keys + (slot * sizes->keys_padded + first) * sizes->dim;
     float *bias = sizes->bias + slot * sizes->keys_padded + first;
     if (count < HLA_TILE_COLUMNS) memset(keys, 0, (size_t)sizes->dim * HLA_TILE_COLUMNS * sizeof *keys);
@@ -135,7 +129,7 @@ static void start_block(const hla_softmax_call *call, const layout *sizes, const
         for (int64_t x = 0; x < sizes->dim; x++)
             row[x] *= scale;
     }
-    int64_t rows = round_up(count, HLA_TILE_ROWS);
+    int64_t rows = hla_round_up(count, HLA_TILE_ROWS);
     memset(own->query + count * sizes->dim, 0, (size_t)((rows - count) * sizes->dim) * sizeof(float));
     for (int64_t i = 0; i < rows; i++)
         own->maximum[i] = -FLT_MAX; /* finite, so that a row of masked keys gives weights 0, not NaN */
@@ -182,7 +176,7 @@ static void row_weights(float *scores, float maximum, int64_t padded, float *tot
 /* Scores to weights against the new running maximum; what was summed under the old one is scaled down to it. */
 static void strip_weights(float *scores, const float *bias, int64_t count, float *maximum, float *total, float *sums,
                           int64_t values_padded) {
-    int64_t padded = round_up(count, HLA_VECTOR_WIDTH);
+    int64_t padded = hla_round_up(count, HLA_VECTOR_WIDTH);
     for (int64_t i = 0; i < HLA_TILE_ROWS; i++) {
         float *row = scores + i * KEY_TILE, *sum = sums + i * values_padded, *lanes = total + i * HLA_VECTOR_WIDTH;
         float largest = row_largest(row, bias, padded);
@@ -225,14 +219,13 @@ static void finish_block(const hla_softmax_call *call, const layout *sizes, cons
 
 static void attend_block(const hla_softmax_call *call, const layout *sizes, const scratch *own, int64_t slot, int64_t b,
                          int64_t h, int64_t first) {
-    int64_t keys = hla_softmax_keys(call, b), queries = call->problem.queries - first;
-    if (queries > sizes->block) queries = sizes->block;
+    int64_t keys = hla_softmax_keys(call, b), queries = hla_smaller(call->problem.queries - first, sizes->block);
     start_block(call, sizes, own, b, h, first, queries);
     const float *head_keys = sizes->keys + slot * sizes->keys_padded * sizes->dim;
     const float *head_values = sizes->values + slot * sizes->keys_padded * sizes->values_padded;
     const float *head_bias = sizes->bias + slot * sizes->keys_padded;
     for (int64_t tile = 0; tile < keys; tile += KEY_TILE) {
-        int64_t count = keys - tile < KEY_TILE ? keys - tile : KEY_TILE;
+        int64_t count = hla_smaller(keys - tile, KEY_TILE);
         const float *bias = call->key_bias || count % HLA_VECTOR_WIDTH != 0 ? head_bias + tile : NULL;
         for (int64_t i = 0; i < queries; i += HLA_TILE_ROWS) {
             float *sums = own->sums + i * sizes->values_padded;
@@ -245,15 +238,15 @@ static void attend_block(const hla_softmax_call *call, const layout *sizes, cons
     finish_block(call, sizes, own, b, h, first, queries);
 }
 
-void HLA_ISA_NAME(hla_softmax_forward)(const hla_softmax_call *call, void *workspace) {
-    hla_arena arena = {.base = workspace};
-    const layout sizes = lay_out(&call->problem, call->threads, &arena);
+static void run(const hla_softmax_call *call) {
+    hla_arena arena = {.base = call->workspace};
+    const layout sizes = lay_out(&arena, &call->problem, call->threads);
     const int64_t heads = call->problem.heads, panels = sizes.keys_padded / HLA_TILE_COLUMNS;
-#pragma omp parallel num_threads(call->threads)
+#pragma omp parallel num_threads(hla_team_size(call->threads, sizes.group, hla_larger(panels, sizes.blocks)))
     {
         const scratch own = carve_scratch(&sizes, sizes.scratch + omp_get_thread_num() * sizes.scratch_floats, NULL);
         for (int64_t first = 0; first < sizes.heads; first += sizes.group) {
-            int64_t group = sizes.heads - first < sizes.group ? sizes.heads - first : sizes.group;
+            int64_t group = hla_smaller(sizes.heads - first, sizes.group);
 #pragma omp for schedule(static)
             for (int64_t unit = 0; unit < group * panels; unit++) {
                 int64_t slot = unit / panels, head = first + slot;
@@ -267,3 +260,6 @@ void HLA_ISA_NAME(hla_softmax_forward)(const hla_softmax_call *call, void *works
         }
     }
 }
+
+extern const hla_softmax_entry HLA_ISA_NAME(hla_softmax);
+const hla_softmax_entry HLA_ISA_NAME(hla_softmax) = {{HLA_ISA_STRING, HLA_ISA_VALUE}, measure, run};

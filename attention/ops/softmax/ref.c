@@ -1,5 +1,5 @@
 /* Softmax attention in double precision, one row at a time: the oracle the kernels are compared with. */
-#include "attention/ops/softmax/internal.h"
+#include "attention/ops/softmax/kernel.h"
 
 #include <math.h>
 #include <omp.h>
@@ -52,7 +52,7 @@ static int64_t longest_vector(const hla_softmax_problem *problem) {
     return problem->dim > problem->value_dim ? problem->dim : problem->value_dim;
 }
 
-static scratch carve(const hla_softmax_problem *problem, int threads, hla_arena *arena) {
+static scratch carve(hla_arena *arena, const hla_softmax_problem *problem, int threads) {
     size_t n = (size_t)threads;
     return (scratch){.row = hla_arena_take(arena, problem->value_dim, n * sizeof(double)),
                      .scores = hla_arena_take(arena, problem->keys, n * sizeof(double)),
@@ -60,29 +60,24 @@ static scratch carve(const hla_softmax_problem *problem, int threads, hla_arena 
                      .values = hla_arena_take(arena, longest_vector(problem), n * sizeof(float))};
 }
 
-void hla_softmax_reference_workspace(const hla_softmax_problem *problem, int threads, hla_arena *arena) {
-    carve(problem, threads, arena);
+static void measure(hla_arena *arena, const hla_softmax_problem *problem, int threads) {
+    carve(arena, problem, threads);
 }
 
-void hla_softmax_reference_forward(const hla_softmax_call *call, void *workspace) {
+static void run(const hla_softmax_call *call) {
     const hla_softmax_problem *problem = &call->problem;
-    const hla_tensor *out = call->out;
-    hla_arena arena = {.base = workspace};
-    scratch all = carve(problem, call->threads, &arena);
+    hla_arena arena = {.base = call->workspace};
+    scratch all = carve(&arena, problem, call->threads);
     int64_t rows = problem->batch * problem->queries * problem->heads;
-#pragma omp parallel for num_threads(call->threads) schedule(static)
+#pragma omp parallel for num_threads(hla_team_size(call->threads, rows, 1)) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         int64_t h = r % problem->heads, i = r / problem->heads % problem->queries;
         int64_t b = r / problem->heads / problem->queries, me = omp_get_thread_num();
         double *row = all.row + me * problem->value_dim;
-        float *values = all.values + me * longest_vector(problem);
         hla_softmax_reference_row(call, b, i, h, row, all.scores + me * problem->keys, all.query + me * problem->dim,
-                                  values);
-        char *place = hla_tensor_row(out, b, i, h);
-        for (int64_t x = 0; x < problem->value_dim; x++) {
-            float value = (float)row[x];
-            hla_store_floats(place + x * out->stride[3] * (int64_t)hla_dtype_size(out->dtype), out->dtype, 1, 1,
-                             &value);
-        }
+                                  all.values + me * longest_vector(problem));
+        hla_store_row(call->out, b, i, h, row);
     }
 }
+
+const hla_softmax_entry hla_softmax_reference = {{"reference", HLA_ISA_BASELINE}, measure, run};

@@ -1,0 +1,37 @@
+/* attention/ops/feature_map/kernel.h - what dispatch.c, the reference and the kernels of the feature maps share. */
+#ifndef HLA_OPS_FEATURE_MAP_KERNEL_H
+#define HLA_OPS_FEATURE_MAP_KERNEL_H
+
+#include "attention/core/kernel.h"
+#include "hla/feature_map.h"
+
+enum { HLA_ACTIVATIONS = HLA_ACTIVATION_IDENTITY + 1 };
+
+/* One execution; everything in it has been checked. */
+typedef struct hla_feature_map_call {
+    hla_feature_map_problem problem;
+    const hla_tensor *out; /* [B,T,H,R] */
+    const hla_tensor *x;   /* [B,T,H,D] */
+    hla_feature_map_weights weights;
+    int threads;
+    void *workspace;
+} hla_feature_map_call;
+
+/* One entry of the kernel table. */
+typedef struct hla_feature_map_entry {
+    hla_kernel kernel;
+    /* Takes from the arena what run will need (arena->base NULL: only measures). */
+    void (*measure)(hla_arena *arena, const hla_feature_map_problem *problem, int threads);
+    void (*run)(const hla_feature_map_call *call);
+} hla_feature_map_entry;
+
+extern const hla_feature_map_entry hla_feature_map_reference, hla_feature_map_baseline;
+#if defined(__x86_64__)
+extern const hla_feature_map_entry hla_feature_map_avx2, hla_feature_map_avx512;
+#endif
+
+/* The oracle: row out[b,t,h,:] in double. row: R doubles; x and hidden: D doubles of scratch each, input: D floats. */
+void hla_feature_map_reference_row(const hla_feature_map_call *call, int64_t b, int64_t t, int64_t h, double *row,
+                                   double *x, double *hidden, float *input);
+
+#endif
