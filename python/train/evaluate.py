@@ -156,6 +156,7 @@ class Generator:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(stage="evaluate", until=0)
     parser.add_argument("--work", default="out/train")
     parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--steps", type=int, default=25)

@@ -38,8 +38,8 @@ def main():
     parser.add_argument("--ranks", default="16,16")
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=25)
+    parser.set_defaults(stage="export", until=0, batch=1)
     args = parser.parse_args()
-    args.batch = 1
     output, work = Path(args.output), Path(args.work)
     ranks = [int(r) for r in args.ranks.split(",")]
 

@@ -1,0 +1,49 @@
+#!/bin/sh
+# Runs the recipe of hla-tiny, or goes on with it, for at most SECONDS on one GPU. Run it again until it says "finished".
+#     recipe.sh SECONDS [WORK]        CLIPS=8 RECIPE_ARGS=--smoke recipe.sh 600 tries it out anywhere
+# WORK (default out/train) must hold sprites.npy (sprites.py). All stages start at once, compile, and wait for each other's
+# files; a stage that is finished is not started again.
+set -eu
+seconds=$1
+work=${2:-out/train}
+start=$(date +%s)
+until=$((start + seconds))
+cd "$(dirname "$0")"
+[ -e "$work/sprites.npy" ] || { echo "recipe.sh: no $work/sprites.npy: run sprites.py first" >&2; exit 1; }
+[ -e "$work/tokenizer/tokenizer.json" ] || python3 train.py tokenizer --work "$work"
+
+# stage FILE STAGE [options]: runs a stage in the background unless its last file is there.
+stages=""
+stage() {
+    file=$1 && shift
+    [ -e "$work/$file" ] && return 0
+    log="$work/run_${file%.pt}.log"
+    (python3 train.py "$@" --work "$work" --until "$until" ${RECIPE_ARGS:-} >>"$log" 2>&1 || { tail -n 5 "$log" >&2 && touch "$work/failed"; }) &
+    stages="$stages $!"
+}
+
+rm -f "$work/failed"
+stage vae_final.pt vae --seconds 420 ${VAE_INIT:+--init "$VAE_INIT"}
+stage classifier_final.pt classifier --seconds 45
+stage latents.pt latents --clips "${CLIPS:-24000}" --seconds 65
+stage teacher_final.pt teacher --seconds 600
+stage student_16x16_final.pt student --ranks 16,16 --seconds 200
+stage student_256_final.pt student --ranks 256 --seconds 150 --after student_16x16_final.pt
+
+# One stage that fails ends the rest: what they wait for will not come.
+for process in $stages; do
+    while kill -0 "$process" 2>/dev/null; do
+        [ -e "$work/failed" ] && pkill -f "train.py .*--work $work" && exit 1
+        sleep 1
+    done
+done
+[ ! -e "$work/failed" ] || exit 1
+
+if [ ! -e "$work/student_256_final.pt" ]; then
+    echo "slice over after $(($(date +%s) - start)) s"
+elif [ $(($(date +%s) + 150)) -gt "$until" ] && [ "$seconds" -gt 150 ]; then
+    echo "trained; run again to evaluate"
+else
+    python3 evaluate.py --work "$work" ${EVALUATE_ARGS:---scan 1.5,5 --guidance 3} | tee -a "$work/evaluate.log"
+    echo "finished"
+fi
