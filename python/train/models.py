@@ -1,6 +1,6 @@
 """The parts of hla-tiny, as the classes of diffusers and transformers, and forwards over their weights that train fast.
 
-The forwards compute exactly what the classes compute (tests/python checks it): the VAE over a whole clip at once instead of
+The forwards compute exactly what the classes compute (tests/python checks this): the VAE over a whole clip at once instead of
 chunk by chunk, the transformer with the 512 text rows folded to the few that differ. Hadamard linear attention is plain
 PyTorch here, written from its definition (arXiv 2602.12128; docs of libhla).
 """
