@@ -1,9 +1,11 @@
-"""Measures hla-tiny: does a classifier of real clips read the caption's object, motion and background off generated clips?
+"""Measures hla-tiny: does a classifier of real clips read the caption's object, motion and background off generated
+clips?
 
     python evaluate.py --work out/train [--clips 500] [--steps 25] [--guidance 4]
 
-Captions are of held-out (object, motion, background) triples. Weights are rounded to bf16 first, as they are shipped. Writes
-scores.json and a contact sheet a method. Rows: real clips, real clips through the VAE, softmax, and every student found.
+Captions are of held-out (object, motion, background) triples. Weights are rounded to bf16 first, as they are shipped.
+Writes scores.json and a contact sheet a method. Rows: real clips, real clips through the VAE, softmax, and every
+student found.
 """
 
 import argparse
@@ -12,22 +14,22 @@ import random
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+import train
+import world
 from PIL import Image
 from torch import nn
 
 import models
-import train
-import world
 
 DEVICE = train.DEVICE
 FEATURES = 128
 
 
 class Classifier(nn.Module):
-    """Clips [n, 3, 9, 64, 64] -> scores of (object, motion) of slot 0, of slot 1 (last class: none), background; features."""
+    """Clips [n, 3, 9, 64, 64] -> scores of (object, motion) of slot 0, of slot 1 (last class: none), background;
+    features."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +41,13 @@ class Classifier(nn.Module):
             layer(3, 32, (1, 2, 2)), layer(32, 64, 1), layer(64, 96, (1, 2, 2)), layer(96, 128, (2, 2, 2)),
             layer(128, 192, (2, 2, 2)), nn.Flatten(), nn.LazyLinear(FEATURES), nn.ReLU(),
         )  # fmt: skip
-        sizes = [len(world.OBJECTS), len(world.MOTIONS), len(world.OBJECTS) + 1, len(world.MOTIONS) + 1, len(world.BACKGROUNDS)]
+        sizes = [
+            len(world.OBJECTS),
+            len(world.MOTIONS),
+            len(world.OBJECTS) + 1,
+            len(world.MOTIONS) + 1,
+            len(world.BACKGROUNDS),
+        ]
         self.heads = nn.ModuleList(nn.Linear(FEATURES, n) for n in sizes)
         self(torch.zeros(2, 3, 9, 64, 64))
 
@@ -64,8 +72,8 @@ def labels(scenes: world.Scenes, device):
 
 @torch.no_grad()
 def read(classifier, inputs, scenes):
-    """Accuracy on object, motion and background in percent, and the features. An object or motion counts as right when it is
-    right in every slot that the caption names, and the second slot is empty where it names none."""
+    """Accuracy on object, motion and background in percent, and the features. An object or motion counts as right
+    when it is right in every slot that the caption names, and the second slot is empty where it names none."""
     correct, features = [], []
     for i in range(0, len(inputs), 250):
         with train.autocast():
@@ -127,7 +135,9 @@ class Generator:
         path = Path(self.args.work) / f"{train.student_name(ranks)}_final.pt"
         weights = torch.load(path, map_location=DEVICE, weights_only=True)
         config = self.model.config
-        maps = models.HadamardMaps(config.num_layers, config.num_attention_heads, config.attention_head_dim, ranks).to(DEVICE)
+        maps = models.HadamardMaps(config.num_layers, config.num_attention_heads, config.attention_head_dim, ranks).to(
+            DEVICE
+        )
         maps.load_state_dict({n[5:]: w for n, w in weights.items() if n.startswith("maps.")})
         tuned = {n[6:]: w.bfloat16().float() for n, w in weights.items() if n.startswith("tuned.")}
         return rounded(maps).requires_grad_(False), tuned
@@ -176,7 +186,10 @@ def main():
     scenes = world.sample_scenes(args.clips, seeds, test=True)
     sentences = world.captions(scenes, random.Random(99))
     reference = world.sample_scenes(8 * args.clips, seeds, test=True)
-    inputs = [classifier_input(draw(reference[slice(i, i + 100)], range(0, 33, 4))[0], 1) for i in range(0, len(reference), 100)]
+    inputs = [
+        classifier_input(draw(reference[slice(i, i + 100)], range(0, 33, 4))[0], 1)
+        for i in range(0, len(reference), 100)
+    ]
     accuracy, real_features = read(classifier, torch.cat(inputs), reference)
     scores = {"captions": args.clips, "steps": args.steps, "guidance": args.guidance, "methods": {}}
     scores["classifier_held_out"] = accuracy

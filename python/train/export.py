@@ -1,6 +1,6 @@
 """Writes the trained parts as a checkpoint in the Diffusers layout, bf16, with the HLA adapter in hla/.
 
-    python export.py ../../models/hla-tiny --work out/train --ranks 16,16
+python export.py ../../models/hla-tiny --work out/train --ranks 16,16
 """
 
 import argparse
@@ -8,13 +8,12 @@ import json
 import shutil
 from pathlib import Path
 
+import evaluate
 import torch
+import world
 from safetensors.torch import save_file
 
-import evaluate
 import models
-import train
-import world
 
 
 def write_adapter(folder: Path, maps: models.HadamardMaps, tuned: dict, dtype):
@@ -23,11 +22,16 @@ def write_adapter(folder: Path, maps: models.HadamardMaps, tuned: dict, dtype):
     tensors = {**maps.state_dict(), **tuned}
     save_file({n: t.detach().to(dtype).contiguous().cpu() for n, t in tensors.items()}, folder / "model.safetensors")
     block = {
-        "kind": "hadamard", "ranks": maps.ranks, "activation": "relu", "activation_floor": models.FLOOR, "normalised": True,
-        "epsilon": models.EPSILON, "hidden": False, "bias": True, "rope": "before",
+        "kind": "hadamard", "ranks": maps.ranks, "activation": "relu", "activation_floor": models.FLOOR,
+        "normalised": True, "epsilon": models.EPSILON, "hidden": False, "bias": True, "rope": "before",
     }  # fmt: skip
     layers = len(maps.blocks)
-    config = {"_class_name": "HadamardLinearAttention", "format_version": 1, "num_layers": layers, "blocks": [block] * layers}
+    config = {
+        "_class_name": "HadamardLinearAttention",
+        "format_version": 1,
+        "num_layers": layers,
+        "blocks": [block] * layers,
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -51,7 +55,9 @@ def main():
     parts.vae.vae.register_to_config(latents_mean=stats["mean"], latents_std=stats["std"])
     parts.vae.vae.to(torch.bfloat16).save_pretrained(output / "vae", **shards)
     models.build_scheduler().save_pretrained(output / "scheduler")
-    shutil.copytree(work / "tokenizer", output / "tokenizer", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.vocab"))
+    shutil.copytree(
+        work / "tokenizer", output / "tokenizer", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.vocab")
+    )
 
     write_adapter(output / "hla", *parts.student(ranks), torch.bfloat16)
     index = {

@@ -1,8 +1,8 @@
 """The parts of hla-tiny, as the classes of diffusers and transformers, and forwards over their weights that train fast.
 
-The forwards compute exactly what the classes compute (tests/python checks this): the VAE over a whole clip at once instead of
-chunk by chunk, the transformer with the 512 text rows folded to the few that differ. Hadamard linear attention is plain
-PyTorch here, written from its definition (arXiv 2602.12128; docs of libhla).
+The forwards compute exactly what the classes compute (tests/python checks this): the VAE over a whole clip at once
+instead of chunk by chunk, the transformer with the 512 text rows folded to the few that differ. Hadamard linear
+attention is plain PyTorch here, written from its definition (arXiv 2602.12128; docs of libhla).
 """
 
 import math
@@ -21,7 +21,8 @@ LATENT_CHANNELS, LATENT_FRAMES, LATENT_SIZE = 16, 9, 16
 def build_vae() -> AutoencoderKLWan:
     return AutoencoderKLWan(
         base_dim=16, z_dim=LATENT_CHANNELS, dim_mult=[1, 2, 4, 6], num_res_blocks=2, attn_scales=[],
-        temperal_downsample=[False, True, True], latents_mean=[0.0] * LATENT_CHANNELS, latents_std=[1.0] * LATENT_CHANNELS,
+        temperal_downsample=[False, True, True], latents_mean=[0.0] * LATENT_CHANNELS, latents_std=[1.0] *
+        LATENT_CHANNELS,
     )  # fmt: skip
 
 
@@ -48,7 +49,11 @@ def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
 
 def build_scheduler() -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(
-        num_train_timesteps=1000, solver_order=2, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        num_train_timesteps=1000,
+        solver_order=2,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=3.0,
     )
 
 
@@ -56,7 +61,8 @@ def build_scheduler() -> UniPCMultistepScheduler:
 
 
 def _norm_silu_history(x, gamma, history: int):
-    """SiLU of the VAE's norm, and each frame joined with the `history` frames before it: [B, T, Y, X, (history+1) C]."""
+    """SiLU of the VAE's norm, and each frame joined with the `history` frames before it: [B, T, Y, X, (history+1)
+    C]."""
     scale = x.shape[-1] ** 0.5
     x = F.silu(F.normalize(x.float(), dim=-1) * (scale * gamma.flatten())).to(x.dtype)
     return _history(x, history)
@@ -70,8 +76,8 @@ def _history(x, history: int):
 
 
 class WholeClipVae:
-    """Encodes and decodes clips [B, 3, T, Y, X] with the weights of an AutoencoderKLWan. A causal 3-D convolution is a 2-D one
-    over frames joined with their history, which the device does far faster at these widths."""
+    """Encodes and decodes clips [B, 3, T, Y, X] with the weights of an AutoencoderKLWan. A causal 3-D convolution is
+    a 2-D one over frames joined with their history, which the device does far faster at these widths."""
 
     def __init__(self, vae: AutoencoderKLWan, compiled: bool = False):
         self.vae = vae
@@ -159,7 +165,8 @@ class WholeClipVae:
 
 
 class BlockMaps(nn.Module):
-    """Feature maps of one block: for queries and keys, and for each factor, W [heads, rank, dim] and b [heads, rank]."""
+    """Feature maps of one block: for queries and keys, and for each factor, W [heads, rank, dim] and b [heads,
+    rank]."""
 
     def __init__(self, heads: int, dim: int, ranks: list[int]):
         super().__init__()
@@ -322,8 +329,9 @@ class FastTransformer:
 
 
 def fold_text(hidden, mask):
-    """Text rows for cross attention, and the bias that makes MAX_TOKENS + 1 rows stand for the pipeline's 512: rows beyond
-    the caption are zero rows there, all alike, so the ones kept share their weight. hidden [B, L, d], mask [B, L] of 0/1."""
+    """Text rows for cross attention, and the bias that makes MAX_TOKENS + 1 rows stand for the pipeline's 512: rows
+    beyond the caption are zero rows there, all alike, so the ones kept share their weight. hidden [B, L, d], mask [B,
+    L] of 0/1."""
     text = F.pad(hidden * mask[..., None], (0, 0, 0, 1))
     real = F.pad(mask, (0, 1))
     length = mask.sum(1, keepdim=True).float()
@@ -336,7 +344,8 @@ def fold_text(hidden, mask):
 
 @torch.no_grad()
 def sample(velocity, text, null_text, noise, steps: int, guidance: float):
-    """UniPC with classifier-free guidance. velocity(latents, timestep, text, key_bias); text and null_text from fold_text."""
+    """UniPC with classifier-free guidance. velocity(latents, timestep, text, key_bias); text and null_text from
+    fold_text."""
     scheduler = build_scheduler()
     scheduler.set_timesteps(steps, device=noise.device)
     latents = noise

@@ -11,7 +11,6 @@ import sys
 import numpy as np
 from fontTools.ttLib import TTFont
 from PIL import Image
-
 from world import OBJECTS
 
 SIZE = 64

@@ -12,9 +12,10 @@ in this order; recipe.sh runs them all, with the seconds that hla-tiny got:
     student      --ranks 16,16: layer-wise distillation, then fine-tuning of attn1; --ranks 256: linear attention of the
                  same state rank, for comparison
 
-A stage stops when its seconds are spent, over all its slices: run again with the same total to go on after a cut. A stage compiles
-first and then waits for the files of the stage before it, so that all may be started at once on a machine paid by the
-second. State lies in --work (default out/train). --smoke runs a few small steps of a stage on any machine.
+A stage stops when its seconds are spent, over all its slices: run again with the same total to go on after a cut. A
+stage compiles first and then waits for the files of the stage before it, so that all may be started at once on a
+machine paid by the second. State lies in --work (default out/train). --smoke runs a few small steps of a stage on any
+machine.
 """
 
 import argparse
@@ -28,10 +29,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+import world
 
 import models
-import world
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -178,7 +178,8 @@ def setup():
 
 
 def wait_for(args, name: str) -> Path:
-    """The path of a file of --work, once the stage before has written it; ends the process when the slice is over first."""
+    """The path of a file of --work, once the stage before has written it; ends the process when the slice is over
+    first."""
     path = Path(args.work) / name
     while not path.exists():
         if args.until and time.time() > args.until:
@@ -223,8 +224,8 @@ def train_tokenizer(args):
     folder = Path(args.work) / "tokenizer"
     folder.mkdir(exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / "spiece"), model_type="unigram", vocab_size=512, hard_vocab_limit=False,
-        character_coverage=1.0, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=2,
+        input=str(text), model_prefix=str(folder / "spiece"), model_type="unigram", vocab_size=512,
+        hard_vocab_limit=False, character_coverage=1.0, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=2,
         required_chars="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'-",
     )  # fmt: skip
     proto = sentencepiece_model_pb2.ModelProto()
@@ -234,8 +235,14 @@ def train_tokenizer(args):
     (folder / "spiece.vocab").unlink()
     write_tokenizer_json(proto, folder / "tokenizer.json")
     tokenizer = T5TokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), extra_ids=0)
-    config = {"tokenizer_class": "T5TokenizerFast", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>",
-              "extra_ids": 0, "model_max_length": models.TEXT_LENGTH}
+    config = {
+        "tokenizer_class": "T5TokenizerFast",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "extra_ids": 0,
+        "model_max_length": models.TEXT_LENGTH,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     lengths = [len(x) for x in tokenizer(lines)["input_ids"]]
     print(len(proto.pieces), "pieces; longest caption", max(lengths), "of", models.MAX_TOKENS)
@@ -258,11 +265,13 @@ def write_tokenizer_json(proto, path):
     from tokenizers.models import Unigram
 
     tokenizer = Tokenizer(Unigram([(p.piece, p.score) for p in proto.pieces], unk_id=2, byte_fallback=False))
-    tokenizer.normalizer = normalizers.Sequence([
-        normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
-        normalizers.Strip(left=False, right=True),
-        normalizers.Replace(Regex(" {2,}"), "\u2581"),
-    ])
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
+            normalizers.Strip(left=False, right=True),
+            normalizers.Replace(Regex(" {2,}"), "\u2581"),
+        ]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always")
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in ("<pad>", "</s>", "<unk>")])
@@ -276,8 +285,8 @@ def load_tokenizer(args):
 
 
 def train_vae(args):
-    """Most of the time on clips cropped around an object, the rest on whole pictures. Always all frames: trained on 17, the
-    VAE fades towards the 33rd."""
+    """Most of the time on clips cropped around an object, the rest on whole pictures. Always all frames: trained on
+    17, the VAE fades towards the 33rd."""
     stage = Stage(args, "vae")
     vae = models.build_vae().to(DEVICE)
     if args.init:
@@ -314,8 +323,10 @@ def train_vae(args):
         average.update()
         if stage.step % (1 if args.smoke else 100) == 0:
             mse = (output.clamp(-1, 1) - target).square().mean()
-            stage.log(f"step {stage.step} {frames} frames of {size} L1 {(output - target).abs().mean():.4f} "
-                      f"PSNR {10 * math.log10(4 / mse.item()):.2f} dB KL {divergence:.3f}")
+            stage.log(
+                f"step {stage.step} {frames} frames of {size} L1 {(output - target).abs().mean():.4f} "
+                f"PSNR {10 * math.log10(4 / mse.item()):.2f} dB KL {divergence:.3f}"
+            )
         stage.step += 1
     stage.save()
     save_final(average.mean, Path(args.work) / "vae_final.pt")
@@ -372,13 +383,18 @@ def encode_latents(args):
     latents = torch.cat(means)
     # The deviation of samples, not of means: a channel the VAE does not use stays small instead of being blown up.
     mean = latents.float().mean((0, 2, 3, 4))
-    std = (latents.float().sub(mean.view(-1, 1, 1, 1)).square().mean((0, 2, 3, 4)) + torch.stack(deviations).mean(0)).sqrt()
+    std = (
+        latents.float().sub(mean.view(-1, 1, 1, 1)).square().mean((0, 2, 3, 4)) + torch.stack(deviations).mean(0)
+    ).sqrt()
     latents = ((latents.float() - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)).half()
     ids = ids[: len(latents)]
     (Path(args.work) / "latents_stats.json").write_text(json.dumps({"mean": mean.tolist(), "std": std.tolist()}))
     save_final({"latents": latents.cpu(), "ids": ids}, Path(args.work) / "latents.pt")
-    print(f"latents: {len(latents)} in {time.monotonic() - started:.0f} s; channel rms",
-          [round(x, 2) for x in latents.float().square().mean((0, 2, 3, 4)).sqrt().tolist()], flush=True)
+    print(
+        f"latents: {len(latents)} in {time.monotonic() - started:.0f} s; channel rms",
+        [round(x, 2) for x in latents.float().square().mean((0, 2, 3, 4)).sqrt().tolist()],
+        flush=True,
+    )
 
 
 def tokenize(tokenizer, sentences: list[str]) -> torch.Tensor:
@@ -485,22 +501,28 @@ def student_name(ranks: list[int]) -> str:
 
 
 def train_student(args):
-    """Converts the teacher: first each block's maps learn the teacher's attention outputs from the teacher's own activations, then
-    maps and attn1 learn the teacher's velocity and the flow-matching target together."""
+    """Converts the teacher: first each block's maps learn the teacher's attention outputs from the teacher's own
+    activations, then maps and attn1 learn the teacher's velocity and the flow-matching target together."""
     ranks = [int(r) for r in args.ranks.split(",")]
     stage = Stage(args, student_name(ranks))
     teacher, encoder = build_teacher(args)
-    fast = models.FastTransformer(teacher, torch.bfloat16 if DEVICE == "cuda" else torch.float32, compiled=not args.smoke)
+    fast = models.FastTransformer(
+        teacher, torch.bfloat16 if DEVICE == "cuda" else torch.float32, compiled=not args.smoke
+    )
     attend = models.hadamard_attention if args.smoke else torch.compile(models.hadamard_attention, dynamic=False)
     text = Text(encoder)
     torch.manual_seed(4)
     config = teacher.config
-    maps = models.HadamardMaps(config.num_layers, config.num_attention_heads, config.attention_head_dim, ranks).to(DEVICE)
+    maps = models.HadamardMaps(config.num_layers, config.num_attention_heads, config.attention_head_dim, ranks).to(
+        DEVICE
+    )
     tuned = {n: p.detach().clone().requires_grad_() for n, p in teacher.named_parameters() if ".attn1." in n}
     batches = (2, 2) if args.smoke else (32, 48)
     if not args.smoke:
         distil_step(fast, attend, maps, *random_inputs(batches[0]), text(empty_ids(batches[0])))
-        match_step(fast, maps, tuned, *random_inputs(batches[1]), text(empty_ids(batches[1])), random_inputs(batches[1])[0])
+        match_step(
+            fast, maps, tuned, *random_inputs(batches[1]), text(empty_ids(batches[1])), random_inputs(batches[1])[0]
+        )
         for p in [*maps.parameters(), *tuned.values()]:
             p.grad = None
     with torch.no_grad():
@@ -630,7 +652,9 @@ def train_classifier(args):
 
 def soften(x, generator):
     """Half of the clips a little blurred and noisy, so that a decoder's softness is not what is judged."""
-    blurred = F.interpolate(F.interpolate(x, scale_factor=(1, 0.5, 0.5), mode="area"), size=x.shape[2:], mode="trilinear")
+    blurred = F.interpolate(
+        F.interpolate(x, scale_factor=(1, 0.5, 0.5), mode="area"), size=x.shape[2:], mode="trilinear"
+    )
     amount = torch.rand(len(x), 1, 1, 1, 1, generator=generator).to(x.device)
     amount = (2 * amount - 1).clamp(min=0)
     return torch.lerp(x, blurred, amount) + 0.05 * amount * torch.randn_like(x)
@@ -645,11 +669,15 @@ def main():
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--work", default="out/train", help="folder of all state")
     parser.add_argument("--seconds", type=float, default=60, help="of this stage, over all its slices")
-    parser.add_argument("--until", type=float, default=0, help="end this slice at this time (seconds since 1970), resumable")
+    parser.add_argument(
+        "--until", type=float, default=0, help="end this slice at this time (seconds since 1970), resumable"
+    )
     parser.add_argument("--init", help="vae: weights to start from instead of random ones")
     parser.add_argument("--clips", type=int, default=20000, help="latents: how many clips, as far as --seconds allow")
     parser.add_argument("--ranks", default="16,16", help="student: rank of each factor")
-    parser.add_argument("--after", help="student: a file of --work to wait for, so that two students do not share the device")
+    parser.add_argument(
+        "--after", help="student: a file of --work to wait for, so that two students do not share the device"
+    )
     parser.add_argument("--smoke", action="store_true", help="three small steps, no compilation")
     args = parser.parse_args()
     Path(args.work).mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """The world that hla-tiny is trained on: one or two emoji sprites that move over a background, and a sentence about it.
 
-A scene is a row of numbers (what, how it moves, where, how large, which background). From it follow the clip, rendered on
-the device, and its captions. A tenth of all (object, motion, background) triples is held out: never trained on.
+A scene is a row of numbers (what, how it moves, where, how large, which background). From it follow the clip,
+rendered on the device, and its captions. A tenth of all (object, motion, background) triples is held out: never
+trained on.
 
 Clips are [batch, 3, frames, size, size] in [-1, 1].
 """
@@ -45,8 +46,8 @@ MOTIONS = [
 ]
 SPIN, BOUNCE, GROW, SHRINK = 8, 9, 10, 11
 PARTICIPLE = {
-    "flies": "flying", "moves": "moving", "slides": "sliding", "floats": "floating", "rises": "rising", "falls": "falling",
-    "sinks": "sinking", "spins": "spinning", "rotates": "rotating", "turns": "turning", "bounces": "bouncing",
+    "flies": "flying", "moves": "moving", "slides": "sliding", "floats": "floating", "rises": "rising",
+    "falls": "falling", "sinks": "sinking", "spins": "spinning", "rotates": "rotating", "turns": "turning", "bounces": "bouncing",
     "jumps": "jumping", "hops": "hopping", "grows": "growing", "gets": "getting", "becomes": "becoming",
     "shrinks": "shrinking",
 }  # fmt: skip
@@ -150,7 +151,9 @@ def _plain_captions(scenes: Scenes, rng: random.Random) -> list[str]:
         if len(nouns) == 2:
             left, right = rng.choice([("", ""), (" on the left", " on the right")])
             what = f"{nouns[0]}{left} {verbs[0]} and {nouns[1]}{right} {verbs[1]}"
-            sentences.append(rng.choice([f"{what} over {place}", f"over {place}, {what}", f"{what} in front of {place}"]))
+            sentences.append(
+                rng.choice([f"{what} over {place}", f"over {place}, {what}", f"{what} in front of {place}"])
+            )
             continue
         noun, verb = nouns[0], verbs[0]
         first, _, rest = verb.partition(" ")

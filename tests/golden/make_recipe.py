@@ -2,8 +2,8 @@
 
     python tests/golden/make_recipe.py
 
-The Hadamard linear attention of the training recipe is plain PyTorch; this is the proof that libhla computes the same. Versions:
-torch 2.11, diffusers 0.42.1, transformers 5.17.
+The Hadamard linear attention of the training recipe is plain PyTorch; this is the proof that libhla computes the
+same. Versions: torch 2.11, diffusers 0.42.1, transformers 5.17.
 """
 
 import shutil
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "python" / "train"))
 import export  # noqa: E402
+
 import models  # noqa: E402
 
 OUT = ROOT / "tests" / "golden" / "dit" / "recipe"

@@ -2,7 +2,8 @@
 
     pip install torch diffusers transformers sentencepiece pytest && pytest tests/python
 
-Not part of `make test`, which needs no PyTorch. That libhla computes the recipe's attention is: tests/golden/make_recipe.py.
+Not part of `make test`, which needs no PyTorch. That libhla computes the recipe's attention is:
+tests/golden/make_recipe.py.
 """
 
 import random
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python" / "train"))
-import models  # noqa: E402
 import train  # noqa: E402
 import world  # noqa: E402
+
+import models  # noqa: E402
 
 
 def error(got, want):
@@ -65,7 +67,9 @@ def test_hadamard_attention_is_the_product_of_score_matrices(ranks):
     scores = 1.0
     for p in range(len(ranks)):
         a, c = (
-            torch.relu(torch.einsum("bhtd,hrd->bhtr", x, maps[f"{kind}.{p}.weight"]) + maps[f"{kind}.{p}.bias"][:, None])
+            torch.relu(
+                torch.einsum("bhtd,hrd->bhtr", x, maps[f"{kind}.{p}.weight"]) + maps[f"{kind}.{p}.bias"][:, None]
+            )
             + models.FLOOR
             for x, kind in ((q, "query_map"), (k, "key_map"))
         )
