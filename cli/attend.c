@@ -33,10 +33,12 @@ static const cli_option table[] = {
      "result [T,H,V] or [B,T,H,V], .npy or .safetensors (tensor \"out\"), float32", 0, 0, NULL},
     {"maps", 0, OPTION_TEXT, offsetof(attend_settings, maps), "FILE[:PREFIX]",
      "feature maps: query_map.P.weight [H,R,D], key_map.P.weight and, if present, .bias [H,R], .hidden.weight [H,D,D], "
-     ".hidden.bias [H,D], for P = 0, 1 ...; PREFIX such as blocks.0.attn1 picks them out of hla/model.safetensors",
+     ".hidden.bias [H,D], for P = 0, 1 ...; PREFIX such as blocks.0.attn1 picks them out of hla/model.safetensors; "
+     "what hla/config.json "
+     "says of the block (activation, floor, normalised, scale, epsilon) is given by the options",
      0, 0, NULL},
-    {"activation", 0, OPTION_CHOICE, offsetof(attend_settings, activation), NULL, "of the maps (default: relu)", 0, 0,
-     activations},
+    {"activation", 0, OPTION_CHOICE, offsetof(attend_settings, activation), NULL,
+     "of the maps (default: relu); exp shifts queries by their own maximum, keys not", 0, 0, activations},
     {"floor", 0, OPTION_NUMBER, offsetof(attend_settings, floor), "X", "added to relu features (default: 0.001)", 0,
      1e6, NULL},
     {"unnormalised", 0, OPTION_FLAG, offsetof(attend_settings, unnormalised), NULL,
@@ -218,7 +220,7 @@ static hlv_status apply_map(attend_state *state, const attend_settings *settings
         hla_feature_map_weights weights = {parts[WEIGHT].data, parts[BIAS].data, parts[HIDDEN_WEIGHT].data,
                                            parts[HIDDEN_BIAS].data};
         hla_status done = hla_feature_map_forward(state->hla, &problem, &features->view, &x->view, &weights);
-        if (done != HLA_OK) status = fail_operator(&state->session, state->hla, done);
+        if (done != HLA_OK) status = fail(state, "--maps: %s: %s", map, hla_context_error(state->hla));
     }
     for (int i = 0; i < PARTS; i++)
         hlv_array_free(ctx, &parts[i]);
@@ -295,8 +297,12 @@ static hlv_status attend_hadamard(attend_state *state, const attend_settings *se
     problem.scale = isnan(settings->scale) ? 1.0f : (float)settings->scale;
     problem.form = (hla_form)settings->form;
     problem.kernel = settings->kernel;
-    return run_hadamard(&state->session, state->hla, &problem, &state->out, state->q, state->k, &state->v, 1,
-                        &state->run);
+    hlv_status status =
+        run_hadamard(&state->session, state->hla, &problem, &state->out, state->q, state->k, &state->v, 1, &state->run);
+    bool features = status == HLV_ERROR_FORMAT && strncmp(state->session.sentence, "k_features", 10) == 0;
+    if (!features || settings->maps == NULL || settings->activation != HLA_ACTIVATION_EXP) return status;
+    return fail(state, "%s: exp(W k + b) overflows above 88, since keys are not shifted",
+                hla_context_error(state->hla));
 }
 
 static hlv_status attend_softmax(attend_state *state, const attend_settings *settings) {
@@ -333,9 +339,10 @@ static void report(const attend_state *state, const attend_settings *settings) {
     const attention_run *done = &state->run;
     const char *attention = settings->softmax ? "softmax" : "hadamard";
     if (!state->session.json) {
-        printf("%s: [%lld,%lld,%lld,%lld], %s, kernel %s, %.3g ms\n", settings->output, (long long)shape[0],
-               (long long)shape[1], (long long)shape[2], (long long)shape[3], attention, done->kernel,
-               1e3 * done->seconds);
+        printf("%s: [", settings->output);
+        for (int i = 4 - state->out_axes; i < 4; i++)
+            printf("%lld%s", (long long)shape[i], i < 3 ? "," : "");
+        printf("], %s, kernel %s, %.3g ms\n", attention, done->kernel, 1e3 * done->seconds);
         if (settings->explain) printf("%s\n", done->explain);
         return;
     }
@@ -406,6 +413,7 @@ static int run(int argc, char **argv) {
     hla_context_options options;
     hla_context_options_init(&options);
     options.threads = settings.common.threads;
+    options.check_finite = true; /* files hold anything, and exp overflows */
     hlv_status status =
         hla_context_create(&state.hla, &options) == HLA_OK ? attend(&state, &settings) : fail(&state, "out of memory");
     free_state(&state);

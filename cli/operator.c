@@ -49,7 +49,13 @@ void operand_to_floats(float *floats, const operand *from) {
 
 hlv_status fail_operator(cli_session *session, const hla_context *hla, hla_status status) {
     session->sentence = hla_context_error(hla);
-    return status == HLA_ERROR_ARGUMENT || status == HLA_ERROR_NOT_FINITE ? HLV_ERROR_ARGUMENT : HLV_ERROR_UNSUPPORTED;
+    static const hlv_status table[] = {[HLA_OK] = HLV_OK,
+                                       [HLA_ERROR_ARGUMENT] = HLV_ERROR_ARGUMENT,
+                                       [HLA_ERROR_MEMORY] = HLV_ERROR_MEMORY,
+                                       [HLA_ERROR_UNSUPPORTED] = HLV_ERROR_UNSUPPORTED,
+                                       [HLA_ERROR_WORKSPACE] = HLV_ERROR_MEMORY,
+                                       [HLA_ERROR_NOT_FINITE] = HLV_ERROR_FORMAT};
+    return table[status];
 }
 
 static hlv_status create_workspace(hlv_context *ctx, size_t bytes, hlv_array *workspace) {

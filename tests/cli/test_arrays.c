@@ -65,7 +65,7 @@ static hlv_status read_back(fixture *f, hlv_array *array) {
 
 static void test_types(void **state) {
     fixture *f = *state;
-    hlv_array array;
+    hlv_array array = {0};
     const float singles[6] = {0, 1, -2.5f, 1e30f, -0.0f, 3};
     write_file(f, 1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }          \n", -1, singles,
                sizeof singles);
@@ -126,7 +126,7 @@ static void test_bad_files(void **state) {
     fixture *f = *state;
     const char data[64] = {0};
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
-        hlv_array array;
+        hlv_array array = {0};
         write_file(f, table[i].version, table[i].header, table[i].length, data, table[i].data);
         hlv_status status = read_back(f, &array);
         const char *sentence = hlv_context_error(f->ctx);
@@ -143,7 +143,7 @@ static void test_cut_anywhere(void **state) {
     struct stat info;
     assert_int_equal(stat(f->path, &info), 0);
     for (off_t size = info.st_size - 1; size >= 0; size--) {
-        hlv_array array;
+        hlv_array array = {0};
         assert_int_equal(truncate(f->path, size), 0);
         assert_int_equal(read_back(f, &array), HLV_ERROR_FORMAT);
     }
@@ -187,7 +187,7 @@ static void test_write(void **state) {
 
 static void test_write_fails(void **state) {
     fixture *f = *state;
-    hlv_array array;
+    hlv_array array = {0};
     assert_int_equal(hlv_array_create(f->ctx, 1, (int64_t[]){4}, &array), HLV_OK);
     memset(array.data, 0, 16);
     assert_int_equal(hlv_array_write(f->ctx, "/no/such/dir/a.npy", "x", &array), HLV_ERROR_IO);

@@ -39,6 +39,15 @@ static void save(fixture *f, const char *name, const hlv_array *array) {
     assert_int_equal(hlv_array_write(f->ctx, in_scratch(f, name, path), "x", array), HLV_OK);
 }
 
+static void save_scaled(fixture *f, const char *name, const hlv_array *array, float scale) {
+    hlv_array scaled;
+    make(f, &scaled, array->ndim, array->shape, 0);
+    for (int64_t i = 0; i < array->count; i++)
+        scaled.data[i] = scale * array->data[i];
+    save(f, name, &scaled);
+    hlv_array_free(f->ctx, &scaled);
+}
+
 /* A .safetensors file of several F32 tensors, put together by hand. */
 static void save_maps(fixture *f, const char *name, const char *prefix) {
     const struct {
@@ -59,7 +68,7 @@ static void save_maps(fixture *f, const char *name, const char *prefix) {
             used += (size_t)snprintf(header + used, sizeof header - used, "%s%lld", j > 0 ? "," : "",
                                      (long long)array->shape[j]);
         used += (size_t)snprintf(header + used, sizeof header - used, "],\"data_offsets\":[%lld,%lld]}",
-                                 (long long)offset, (long long)(offset + 4 * array->count));
+                                 (long long)offset, (long long)offset + 4 * (long long)array->count);
         offset += 4 * array->count;
     }
     header[used++] = '}';
@@ -120,6 +129,8 @@ static int setup(void **state) {
     save(f, "q.npy", &f->q);
     save(f, "k.npy", &f->k);
     save(f, "v.npy", &f->v);
+    save_scaled(f, "huge.npy", &f->k, 1e4f);
+    save_scaled(f, "nan.npy", &f->k, NAN);
     save(f, "a1.npy", &f->features[0][0]);
     save(f, "a2.safetensors", &f->features[0][1]);
     save(f, "c1.npy", &f->features[1][0]);
@@ -186,7 +197,7 @@ typedef enum formula { NORMALISED, UNNORMALISED_TWICE, SOFTMAX } formula;
 static void assert_result(const fixture *f, const char *name, formula kind, double limit) {
     char path[128];
     hlv_array_file *file = NULL;
-    hlv_array got;
+    hlv_array got = {0};
     assert_int_equal(hlv_array_file_open(f->ctx, in_scratch(f, name, path), &file), HLV_OK);
     assert_int_equal(hlv_array_read(file, "out", &got), HLV_OK);
     hlv_array_file_close(file);
@@ -286,6 +297,9 @@ static void test_bad_input(void **state) {
         {"--q q.npy --k k.npy --v v.npy -o bad.npy --kernel fastest", 2, "fastest"},
         {"--q q.npy --k k.npy --v v.npy -o bad.npy --form linear", 2, "auto, state, quadratic"},
         {"--q q.npy --k k.npy --v v.npy -o bad.npy --memory-limit 100", 1, "memory"},
+        {"--q q.npy --k huge.npy --v v.npy --maps maps.safetensors --activation exp -o bad.npy", 1, "overflows"},
+        {"--q q.npy --k nan.npy --v v.npy --maps maps.safetensors -o bad.npy", 1, "key_map.0: x holds NaN"},
+        {"--q q.npy --k nan.npy --v v.npy --softmax -o bad.npy", 1, "k holds NaN"},
     };
     const fixture *f = *state;
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {

@@ -27,7 +27,9 @@ static int setup(void **state) {
     assert_int_equal(hlv_context_create(&f->ctx), HLV_OK);
     f->scratch = make_scratch();
     f->bin = make_scratch();
-    f->old_path = strdup(getenv("PATH"));
+    const char *path = getenv("PATH");
+    assert_non_null(path);
+    f->old_path = strdup(path);
     *state = f;
     return 0;
 }

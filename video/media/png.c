@@ -120,8 +120,7 @@ static void write_text(hlv_output *output, const char *key, const char *value) {
     for (const char *c = value; *c != '\0'; c++)
         ascii = ascii && (signed char)*c > 0;
     char head[79 + 5] = {0};
-    size_t length = strlen(key);
-    memcpy(head, key, length);
+    size_t length = (size_t)snprintf(head, sizeof head - 4, "%s", key); /* 79 bytes at most: check_info */
     write_chunk(output, ascii ? "tEXt" : "iTXt", head, length + (ascii ? 1 : 5), value, strlen(value));
 }
 
