@@ -47,9 +47,9 @@ MOTIONS = [
 SPIN, BOUNCE, GROW, SHRINK = 8, 9, 10, 11
 PARTICIPLE = {
     "flies": "flying", "moves": "moving", "slides": "sliding", "floats": "floating", "rises": "rising",
-    "falls": "falling", "sinks": "sinking", "spins": "spinning", "rotates": "rotating", "turns": "turning", "bounces": "bouncing",
-    "jumps": "jumping", "hops": "hopping", "grows": "growing", "gets": "getting", "becomes": "becoming",
-    "shrinks": "shrinking",
+    "falls": "falling", "sinks": "sinking", "spins": "spinning", "rotates": "rotating", "turns": "turning",
+    "bounces": "bouncing", "jumps": "jumping", "hops": "hopping", "grows": "growing", "gets": "getting",
+    "becomes": "becoming", "shrinks": "shrinking",
 }  # fmt: skip
 
 # background: phrase, colour at the top, colour at the bottom
