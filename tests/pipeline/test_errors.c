@@ -283,6 +283,54 @@ static void test_latents_cannot_be_saved(void **state) {
     hlv_context_free(ctx);
 }
 
+/* Latents and noise that are no numbers, or no latents; noise so large that sampling overflows. */
+static void test_bad_latents(void **state) {
+    (void)state;
+    enum { COUNT = 4 * 3 * 2 * 4 };
+    static const struct {
+        const char *name;
+        int ndim;
+        int64_t shape[5];
+        float first;
+        bool starts; /* as the noise to start from */
+        const char *word;
+    } cases[] = {
+        {"latents", 4, {4, 3, 2, 4}, NAN, false, "not finite"},
+        {"latents", 5, {1, 4, 3, 2, 4}, INFINITY, false, "not finite"},
+        {"latents", 3, {4, 3, 8}, 1, false, "3 axes"},
+        {"latents", 5, {2, 2, 3, 2, 4}, 1, false, "5 axes"},
+        {"latents", 4, {4, 3, 0, 4}, 1, false, "is empty"},
+        {"latents", 4, {2, 3, 4, 4}, 1, false, "2 channels"},
+        {"noise", 4, {4, 3, 2, 4}, NAN, true, "not finite"},
+        {"noise", 4, {4, 3, 2, 4}, 3e38f, true, "sampled latents are not finite"},
+    };
+    hlv_context *ctx = open_context(1);
+    hlv_model *model = open_model(ctx, "softmax", HLA_F32);
+    scratch folder = make_scratch(), output = make_scratch();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        float values[COUNT];
+        for (int j = 0; j < COUNT; j++)
+            values[j] = isnan(cases[i].first) && j ? 1.0f : cases[i].first;
+        hlv_tensor_out tensor = {cases[i].name, HLA_F32, cases[i].ndim, {0}, values};
+        memcpy(tensor.shape, cases[i].shape, sizeof cases[i].shape);
+        const char *path = in_scratch(&folder, "l.safetensors");
+        check_ok(ctx, hlv_safetensors_write(ctx, path, &tensor, 1, NULL, 0));
+        hlv_generate_options options;
+        clip(model, &output, &options);
+        if (!cases[i].starts) options.width = options.height = options.frames = 0;
+        *(cases[i].starts ? &options.initial_latents : &options.latents) = path;
+        if (cases[i].starts) options.save_latents = in_scratch(&output, "saved.safetensors");
+        hlv_status status = hlv_generate(model, &options, NULL);
+        if (status != HLV_ERROR_FORMAT || !strstr(hlv_context_error(ctx), cases[i].word))
+            fail_msg("case %zu (%s): %d, \"%s\"", i, cases[i].word, (int)status, hlv_context_error(ctx));
+        assert_int_equal(count_files(&output), 0);
+    }
+    remove_scratch(&folder);
+    remove_scratch(&output);
+    hlv_model_free(model);
+    hlv_context_free(ctx);
+}
+
 /* Memory that runs out anywhere ends in a sentence, no crash and no file. */
 static void test_out_of_memory(void **state) {
     (void)state;
@@ -409,7 +457,7 @@ int main(void) {
         cmocka_unit_test(test_bad_options),     cmocka_unit_test(test_latents_cannot_be_saved),
         cmocka_unit_test(test_cancel),          cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_bad_models),      cmocka_unit_test(test_parts_that_do_not_fit),
-        cmocka_unit_test(test_missing_weights),
+        cmocka_unit_test(test_missing_weights), cmocka_unit_test(test_bad_latents),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
