@@ -7,6 +7,7 @@ export LC_ALL=C.UTF-8
 hla=$1 model=$2 adapted=$3
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/hla-command-XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
+manual=$(realpath "$(dirname "$0")/../../docs/man/hla.1")
 cd "$scratch" || exit 1
 mkdir out
 failures=0 checks=0
@@ -71,6 +72,13 @@ help_and_usage() {
         # shellcheck disable=SC2086 # the words are meant to be split
         expect 0 "Usage: hla $command" "$hla" $command --help
         [ -s stderr ] && complain "--help of $command wrote to standard error"
+        [ -z "$(awk 'length > 80' stdout)" ] || complain "--help of $command is wider than 80 columns"
+        case $command in generate | attend)
+            for option in $(grep -oE '^ +(-., )?--[a-z-]+' stdout | grep -oE '[-]-.*'); do
+                sed 's/\\-/-/g' "$manual" | grep -q -- "$option" || complain "the manual lacks $option of $command"
+            done
+            ;;
+        esac
         # shellcheck disable=SC2086
         expect 0 "Usage: hla $command" "$hla" help $command
         # shellcheck disable=SC2086
