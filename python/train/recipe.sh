@@ -44,6 +44,6 @@ if [ ! -e "$work/student_256_final.pt" ]; then
 elif [ $(($(date +%s) + 150)) -gt "$until" ] && [ "$seconds" -gt 150 ]; then
     echo "trained; run again to evaluate"
 else
-    python3 evaluate.py --work "$work" ${EVALUATE_ARGS:---scan 1.5,5 --guidance 3} | tee -a "$work/evaluate.log"
+    python3 evaluate.py --work "$work" ${EVALUATE_ARGS:---scan 1.5,3,5} | tee -a "$work/evaluate.log"
     echo "finished"
 fi
