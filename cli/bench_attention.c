@@ -330,6 +330,9 @@ static int run(int argc, char **argv) {
                                .repeat = 3};
     text_list words;
     int exit_status = parse_options(&bench_attention_command, argc, argv, &settings, &words, 0);
+    if (exit_status == STATUS_GO_ON && settings.plot_file != NULL && !ends_with(settings.plot_file, ".svg"))
+        exit_status = wrong_usage(&bench_attention_command, "--plot is '%s', wanted a name that ends in .svg",
+                                  settings.plot_file);
     bench_state *state = calloc(1, sizeof *state);
     if (exit_status == STATUS_GO_ON && state != NULL)
         exit_status = session_open(&state->session, &bench_attention_command, &settings.common);

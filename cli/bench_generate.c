@@ -17,17 +17,19 @@ typedef struct bench_settings {
     cli_common common;
     model_settings model;
     clip_settings clip;
-    const char *prompt, *json_file, *format;
-    int repeat;
+    const char *prompt, *json_file;
+    int format, repeat;
 } bench_settings;
+
+static const char *const formats[] = {"gif", "png", "y4m", "mp4", "webm", NULL};
 
 static const cli_option table[] = {
     MODEL_OPTIONS(bench_settings),
     CLIP_OPTIONS(bench_settings),
     {"prompt", 'p', OPTION_TEXT, offsetof(bench_settings, prompt), "TEXT",
      "what the clip shows (default: \"a rocket flies up over a blue background\")", 0, 0, NULL},
-    {"format", 0, OPTION_TEXT, offsetof(bench_settings, format), "EXT",
-     "ending of the video that is written to a temporary directory (default: gif)", 0, 0, NULL},
+    {"format", 0, OPTION_CHOICE, offsetof(bench_settings, format), NULL,
+     "of the video, which is written to a temporary directory (default: gif)", 0, 0, formats},
     {"repeat", 'r', OPTION_INTEGER, offsetof(bench_settings, repeat), "N",
      "runs of each; the fastest counts (default: 1)", 1, MAX_REPEAT, NULL},
     {"json", 'j', OPTION_TEXT, offsetof(bench_settings, json_file), "FILE", "write the measurements there", 0, 0, NULL},
@@ -205,7 +207,7 @@ static hlv_status bench(cli_session *session, const bench_settings *settings) {
         session->sentence = "no directory for temporary files can be made: set TMPDIR";
         return HLV_ERROR_IO;
     }
-    snprintf(output, sizeof output, "%s/clip.%.32s", scratch, settings->format);
+    snprintf(output, sizeof output, "%s/clip.%s", scratch, formats[settings->format]);
     hlv_status status = check_report(session, settings->json_file);
     if (status == HLV_OK) status = hlv_video_check(session->ctx, output);
     for (int i = 0; i < 2 && status == HLV_OK; i++)
@@ -222,7 +224,7 @@ static hlv_status bench(cli_session *session, const bench_settings *settings) {
 
 static int run(int argc, char **argv) {
     bench_settings settings = {
-        .clip = CLIP_DEFAULTS, .repeat = 1, .format = "gif", .prompt = "a rocket flies up over a blue background"};
+        .clip = CLIP_DEFAULTS, .repeat = 1, .prompt = "a rocket flies up over a blue background"};
     text_list words;
     int exit_status = parse_options(&bench_generate_command, argc, argv, &settings, &words, 0);
     cli_session session;

@@ -71,8 +71,9 @@ static int check(const generate_settings *settings, const char *prompt) {
     const cli_command *command = &generate_command;
     if (prompt == NULL && settings->latents == NULL)
         return wrong_usage(command, "no prompt: give one in quotes, or --latents F");
-    if (prompt != NULL && settings->latents == NULL && prompt[strspn(prompt, " \t\r\n")] == '\0')
-        return wrong_usage(command, "the prompt is empty");
+    if (prompt != NULL && settings->latents != NULL)
+        return wrong_usage(command, "--latents skips sampling, so the prompt would not be used: leave it out");
+    if (prompt != NULL && prompt[strspn(prompt, " \t\r\n")] == '\0') return wrong_usage(command, "the prompt is empty");
     if (settings->latents != NULL && settings->output == NULL)
         return wrong_usage(command, "--latents needs -o FILE for the decoded video");
     if (settings->output == NULL && settings->save_latents == NULL)
@@ -80,6 +81,9 @@ static int check(const generate_settings *settings, const char *prompt) {
     if (settings->latents != NULL && (settings->save_latents != NULL || settings->initial_latents != NULL))
         return wrong_usage(command,
                            "--latents skips sampling, so --save-latents and --initial-latents make no sense with it");
+    if (settings->save_latents != NULL && !ends_with(settings->save_latents, ".safetensors"))
+        return wrong_usage(command, "--save-latents is '%s', wanted a name that ends in .safetensors",
+                           settings->save_latents);
     if (settings->preview != NULL && settings->output != NULL && strcmp(settings->preview, settings->output) == 0)
         return wrong_usage(command, "--preview and --output are the same file '%s'", settings->output);
     return STATUS_GO_ON;
@@ -94,49 +98,45 @@ static hlv_status check_files(hlv_context *ctx, const generate_settings *setting
     return status;
 }
 
-/* null where the latents decided. */
-static void json_size(json_writer *out, const char *key, int size) {
-    json_number(out, key, size > 0 ? (double)size : (double)NAN);
+/* What was sampled, and how fast. */
+static void json_sampling(json_writer *out, const generate_settings *settings, const hlv_generate_options *options,
+                          const hlv_generate_result *result) {
+    json_text(out, "prompt", options->prompt);
+    json_text(out, "negative", options->negative);
+    json_text(out, "adapter", settings->model.adapter);
+    json_text(out, "attention", attention_names[settings->model.attention]);
+    json_whole(out, "width", options->width);
+    json_whole(out, "height", options->height);
+    json_whole(out, "frames", options->frames);
+    json_whole(out, "steps", options->steps);
+    json_number(out, "guidance", options->guidance);
+    json_number(out, "shift", options->shift);
+    json_text(out, "sampler", sampler_names[options->sampler]);
+    json_seed(out, "seed", options->seed);
+    json_whole(out, "tokens", result->tokens);
+    json_whole(out, "prompt_tokens", result->prompt_tokens);
+    json_bool(out, "prompt_truncated", result->prompt_truncated);
+    json_number(out, "seconds_per_step", result->seconds_per_step);
 }
 
 static void report_json(const generate_settings *settings, const hlv_generate_options *options, const char *model,
                         const hlv_generate_result *result, int threads) {
-    const struct {
-        const char *name;
-        double seconds;
-    } stages[] = {{"load", result->load_seconds},
-                  {"text", result->text_seconds},
-                  {"sample", result->sample_seconds},
-                  {"decode", result->decode_seconds},
-                  {"write", result->write_seconds}};
     json_writer out = {.out = stdout};
     json_open(&out, NULL, '{');
     json_text(&out, "output", options->output);
     json_text(&out, "save_latents", options->save_latents);
     json_text(&out, "latents", options->latents);
-    json_text(&out, "prompt", options->prompt);
-    json_text(&out, "negative", options->negative);
     json_text(&out, "model", model);
-    json_text(&out, "adapter", settings->model.adapter);
-    json_text(&out, "attention", attention_names[settings->model.attention]);
     json_text(&out, "dtype", dtype_names[settings->model.dtype]);
-    json_size(&out, "width", options->width);
-    json_size(&out, "height", options->height);
-    json_size(&out, "frames", options->frames);
     json_number(&out, "fps", options->fps);
-    json_whole(&out, "steps", options->steps);
-    json_number(&out, "guidance", options->guidance);
-    json_number(&out, "shift", options->shift);
-    json_text(&out, "sampler", sampler_names[options->sampler]);
-    json_seed(&out, "seed", options->seed);
     json_whole(&out, "threads", threads);
-    json_whole(&out, "tokens", result->tokens);
-    json_whole(&out, "prompt_tokens", result->prompt_tokens);
-    json_bool(&out, "prompt_truncated", result->prompt_truncated);
-    json_number(&out, "seconds_per_step", result->seconds_per_step);
+    if (options->latents == NULL) json_sampling(&out, settings, options, result);
     json_open(&out, "stage_seconds", '{');
-    for (size_t i = 0; i < sizeof stages / sizeof stages[0]; i++)
-        json_number(&out, stages[i].name, stages[i].seconds);
+    json_number(&out, "load", result->load_seconds);
+    json_number(&out, "text", result->text_seconds);
+    json_number(&out, "sample", result->sample_seconds);
+    json_number(&out, "decode", result->decode_seconds);
+    json_number(&out, "write", result->write_seconds);
     json_close(&out, '}');
     json_whole(&out, "peak_bytes", result->peak_bytes);
     json_close(&out, '}');

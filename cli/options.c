@@ -30,6 +30,11 @@ int wrong_usage(const cli_command *command, const char *format, ...) {
     return STATUS_USAGE;
 }
 
+bool ends_with(const char *text, const char *ending) {
+    size_t length = strlen(text), tail = strlen(ending);
+    return length >= tail && strcmp(text + length - tail, ending) == 0;
+}
+
 /* Prints text from HELP_COLUMN on, broken between words; the cursor stands at column `at`. */
 static void print_wrapped(const char *text, int at) {
     while (*text != '\0') {
@@ -229,7 +234,7 @@ static int set_value(const cli_command *command, const cli_option *entry, const 
     return wrong_usage(command, "--%s cannot be read", entry->name);
 }
 
-/* argv[*i] is an option: "--name value", "--name=value", "-n value". Moves *i over its value. */
+/* argv[*i] is an option: "--name value", "--name=value", "-n value", "-nvalue". Moves *i over its value. */
 static int parse_option(const cli_command *command, int argc, char **argv, int *i, void *settings) {
     const char *word = argv[*i], *name = word[1] == '-' ? word + 2 : NULL;
     size_t length = name != NULL ? strcspn(name, "=") : 0;
@@ -237,13 +242,12 @@ static int parse_option(const cli_command *command, int argc, char **argv, int *
         print_help(command);
         return STATUS_DONE;
     }
-    const cli_option *entry = NULL;
-    if (name != NULL || word[2] == '\0') {
-        entry = find_in(command->options, name, length, word[1]);
-        if (entry == NULL) entry = find_in(common_table, name, length, word[1]);
-    }
+    const cli_option *entry = find_in(command->options, name, length, word[1]);
+    if (entry == NULL) entry = find_in(common_table, name, length, word[1]);
     if (entry == NULL) return wrong_usage(command, "unknown option '%s'", word);
-    const char *value = name != NULL && name[length] == '=' ? name + length + 1 : NULL;
+    const char *value = NULL;
+    if (name == NULL && word[2] != '\0') value = word + 2;
+    if (name != NULL && name[length] == '=') value = name + length + 1;
     if (entry->kind == OPTION_FLAG && value != NULL) return wrong_usage(command, "--%s takes no value", entry->name);
     if (entry->kind != OPTION_FLAG && value == NULL) {
         if (*i + 1 >= argc)

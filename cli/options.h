@@ -71,4 +71,6 @@ int wrong_usage(const cli_command *command, const char *format, ...) __attribute
 
 void print_help(const cli_command *command);
 
+bool ends_with(const char *text, const char *ending);
+
 #endif

@@ -74,9 +74,9 @@ help_and_usage() {
         [ -s stderr ] && complain "--help of $command wrote to standard error"
         [ -z "$(awk 'length > 80' stdout)" ] || complain "--help of $command is wider than 80 columns"
         case $command in generate | attend)
-            for option in $(grep -oE '^ +(-., )?--[a-z-]+' stdout | grep -oE '[-]-.*'); do
+            while read -r option; do
                 sed 's/\\-/-/g' "$manual" | grep -q -- "$option" || complain "the manual lacks $option of $command"
-            done
+            done < <(grep -oE '^ +(-., )?--[a-z-]+' stdout | grep -oE -- '--.*')
             ;;
         esac
         # shellcheck disable=SC2086
@@ -115,6 +115,14 @@ options() {
     refuse 2 "--memory-limit is '0'" "$hla" generate "a cat" -o out/a.gif --memory-limit 0
     refuse 2 "same file" "$hla" generate "a cat" -o out/a.png --preview out/a.png
     refuse 2 "--latents needs -o" "$hla" generate --latents x.safetensors
+    refuse 2 "leave it out" "$hla" generate "a cat" --latents x.safetensors -o out/a.gif
+    refuse 2 "wanted a name that ends in .safetensors" "$hla" generate "a cat" --save-latents out/l.npy
+    refuse 2 "must be one picture" "${clip[@]}" -o out/a.gif --preview out/p-%d.png
+    refuse 2 "unknown option '-x3'" "$hla" generate "a cat" -o out/a.gif -x3
+    refuse 2 "takes no value" "$hla" generate "a cat" -o out/a.gif -qv
+    refuse 2 "--steps is '3x'" "$hla" generate "a cat" -o out/a.gif -n3x
+    refuse 2 "wanted one of: gif" "$hla" bench generate --format avi
+    refuse 2 "wanted a name that ends in .svg" "$hla" bench attention --plot out/a.png
     refuse 1 "no CUDA" "${clip[@]}" -o out/a.gif --device cuda
     refuse 2 "--tokens is '1,x'" "$hla" bench attention --tokens 1,x
     refuse 2 "threads is" "$hla" doctor --threads -1
@@ -180,6 +188,8 @@ results() {
     same out/one.y4m out/again.y4m
     expect 0 "" "$hla" generate --latents out/l.safetensors --model "$model" --threads 1 -o out/again.mp4
     probe out/again.mp4 format_tags=prompt,seed "a cat flies,5"
+    expect 0 "" "$hla" generate --latents out/l.safetensors --model "$model" -t1 --json -o out/again.gif
+    valid_json stdout 'd["latents"] == "out/l.safetensors" and "seed" not in d and d["stage_seconds"]["decode"] > 0'
     expect 0 "l.safetensors" "${clip[@]}" --save-latents out/l.safetensors
     expect 1 "standard output" bash -c '"$@" >/dev/full' sh "${clip[@]}" -o out/full.gif
     for options in "--sampler euler" "--guidance 1" "--shift 2.5" "--dtype bf16" "--negative rain" "--fps 12.5"; do
