@@ -301,6 +301,10 @@ def make_encoders():
     write_json("encoder_ids.json", all_ids)
 
 
+# An entity in capitals is unescaped only by ftfy, which leaves lines alone from the first "<" on.
+HTML = ["&EACUTE;t&EACUTE;", "<b>&EACUTE;t&EACUTE;</b>", "&EACUTE; first\n<b>&EACUTE;</b>\n&EACUTE; last"]
+
+
 def write_json(name, value):
     with open(os.path.join(ROOT, name), "w", encoding="utf-8") as file:
         json.dump(value, file, ensure_ascii=True, separators=(",", ":"))
@@ -310,7 +314,7 @@ def main():
     os.makedirs(ROOT, exist_ok=True)
     make_encoders()
     if "encoder" not in sys.argv[1:]:
-        texts = list(dict.fromkeys(strings() + MOJIBAKE))
+        texts = list(dict.fromkeys(strings() + MOJIBAKE + HTML))
         for text in texts:
             text.encode("utf-8")
         write_json("clean.json", [[t, prompt_clean(t)] for t in texts + random_strings(400, 7)])

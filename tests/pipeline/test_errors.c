@@ -204,6 +204,27 @@ static void test_bad_options(void **state) {
     hlv_context_free(ctx);
 }
 
+/* More than the transformer's 1024 positions on an axis, found before the text encoder runs. */
+static void test_beyond_positions(void **state) {
+    (void)state;
+    hlv_context *ctx = open_context(1);
+    hlv_context_set_progress(ctx, refuse_progress, NULL);
+    hlv_model *model = open_model(ctx, "hadamard", HLA_F32); /* 4 pixels a latent, 2 frames, patch size 1 */
+    scratch folder = make_scratch();
+    hlv_generate_options options;
+    clip(model, &folder, &options);
+    options.width = 4100;
+    assert_int_equal(hlv_generate(model, &options, NULL), HLV_ERROR_ARGUMENT);
+    assert_non_null(strstr(hlv_context_error(ctx), "width: found 4100, but this model reaches 4096 at most"));
+    clip(model, &folder, &options);
+    options.frames = 2 * 1024 + 1;
+    assert_int_equal(hlv_generate(model, &options, NULL), HLV_ERROR_ARGUMENT);
+    assert_non_null(strstr(hlv_context_error(ctx), "frames: found 2049, but this model reaches 2047 at most"));
+    remove_scratch(&folder);
+    hlv_model_free(model);
+    hlv_context_free(ctx);
+}
+
 /* Stops when a stage has come so far. */
 typedef struct stop {
     const char *stage;
@@ -454,10 +475,11 @@ static void test_missing_weights(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bad_options),     cmocka_unit_test(test_latents_cannot_be_saved),
-        cmocka_unit_test(test_cancel),          cmocka_unit_test(test_out_of_memory),
-        cmocka_unit_test(test_bad_models),      cmocka_unit_test(test_parts_that_do_not_fit),
-        cmocka_unit_test(test_missing_weights), cmocka_unit_test(test_bad_latents),
+        cmocka_unit_test(test_bad_options),      cmocka_unit_test(test_latents_cannot_be_saved),
+        cmocka_unit_test(test_cancel),           cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_bad_models),       cmocka_unit_test(test_parts_that_do_not_fit),
+        cmocka_unit_test(test_missing_weights),  cmocka_unit_test(test_bad_latents),
+        cmocka_unit_test(test_beyond_positions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
