@@ -28,8 +28,7 @@ static int setup(void **state) {
     f->scratch = make_scratch();
     f->bin = make_scratch();
     const char *path = getenv("PATH");
-    assert_non_null(path);
-    f->old_path = strdup(path);
+    f->old_path = strdup(path != NULL ? path : "");
     *state = f;
     return 0;
 }
