@@ -24,6 +24,7 @@ enum {
     STATE_ROW = FEATURES + HLA_VECTOR_WIDTH, /* a row is written by whole vectors and may overshoot */
     QUERY_ROW = BLOCK + HLA_VECTOR_WIDTH,
     RANGE_BYTES = 512 << 10, /* of S that one pass over the keys keeps in the second-level cache */
+    CACHE_LINE = 64,
     CHUNK = 64 * TOKENS /* keys summed before the next level: equal terms lose up to half a bit's worth per addition */
 };
 
@@ -62,8 +63,17 @@ static fold make_fold(const hla_hadamard_problem *problem) {
     return folded;
 }
 
+/* Tokens of a head that are wanted next, asked of memory a few at a time while others are computed with. */
+typedef struct ahead {
+    const hla_tensor *factors, *values; /* values: NULL for queries */
+    int factor_count;
+    int64_t b, h, token, last; /* token ... last - 1 are still to be asked for */
+    int64_t per_step;
+} ahead;
+
 /* Of one thread. */
 typedef struct scratch {
+    ahead next;
     float *outer;        /* keys: [R_outer][TOKENS]; queries: [QUERIES][R_outer] */
     float *inner;        /* [TOKENS or QUERIES][inner_row], rows padded to be read by whole vectors */
     float *row;          /* max(R_outer, R_inner): a row being expanded */
@@ -83,6 +93,7 @@ typedef struct plan {
     int64_t state_size;   /* floats of S a head: [feature block][panel of V][BLOCK][COLUMNS] */
     int64_t sum_size;     /* floats of z a head */
     int64_t range;        /* features a unit of work builds, a multiple of FEATURES */
+    int64_t query_blocks; /* a head */
     float *state;         /* [B*H] S */
     float *sums;          /* [B*H] z */
     char *scratch;        /* [threads][scratch_size] */
@@ -90,7 +101,7 @@ typedef struct plan {
 } plan;
 
 static scratch carve_scratch(hla_arena *arena, const plan *p) {
-    scratch own;
+    scratch own = {0};
     own.outer = hla_arena_take(arena, saturating_product(p->folded.outer, TOKENS), sizeof(float));
     own.inner = hla_arena_take(arena, saturating_product(p->inner_row, TOKENS), sizeof(float));
     own.row =
@@ -122,6 +133,7 @@ static plan carve(hla_arena *arena, const hla_hadamard_problem *problem, int thr
     p.state_size = saturating_product(blocks, p.block_size);
     p.sum_size = blocks * BLOCK;
     p.range = range_length(&p, heads, threads);
+    p.query_blocks = (problem->queries + QUERIES - 1) / QUERIES;
     p.state = hla_arena_take(arena, saturating_product(heads, p.state_size), sizeof(float));
     p.sums = hla_arena_take(arena, saturating_product(heads, p.sum_size), sizeof(float));
     hla_arena measured = {0};
@@ -177,6 +189,33 @@ HLA_INLINE void pack_inner_row(const plan *p, float *to, const hla_tensor *facto
     expand_row(to, &p->folded, p->folded.split, p->folded.factors, factors, b, t, h);
     for (int64_t i = p->folded.inner; i < p->inner_row; i++)
         to[i] = 0;
+}
+
+/* ---- reading ahead ---- */
+
+static ahead plan_ahead(const plan *p, const hla_tensor *factors, const hla_tensor *values, int64_t head, int64_t first,
+                        int64_t last, int64_t steps) {
+    int64_t tokens = hla_larger(last - first, 0);
+    return (ahead){factors, values, p->folded.factors,           head / p->problem->heads, head % p->problem->heads,
+                   first,   last,   (tokens + steps - 1) / steps};
+}
+
+/* Always inlined: gcc takes a function that does nothing but prefetch for one without effect and drops its calls. */
+HLA_INLINE void fetch_row(const hla_tensor *tensor, int64_t b, int64_t t, int64_t h) {
+    const char *row = hla_tensor_row(tensor, b, t, h);
+    int64_t bytes = tensor->stride[3] == 1 ? tensor->shape[3] * hla_element_size(tensor->dtype) : 0;
+    for (int64_t line = 0; line < bytes; line += CACHE_LINE)
+        __builtin_prefetch(row + line, 0, 2); /* to read, into the second-level cache */
+}
+
+/* One step, of which there is one before each register tile: a few rows then cost nothing, and a whole block at once
+ * would wait as long as reading it. */
+HLA_INLINE void fetch_ahead(ahead *next) {
+    for (int64_t end = hla_smaller(next->token + next->per_step, next->last); next->token < end; next->token++) {
+        for (int p = 0; p < next->factor_count; p++)
+            fetch_row(&next->factors[p], next->b, next->token, next->h);
+        if (next->values) fetch_row(next->values, next->b, next->token, next->h);
+    }
 }
 
 /* ---- state ---- */
@@ -254,7 +293,7 @@ static tile_function *const state_tiles[2][2] = {{state_store_half, state_store_
 
 /* state, sums (op)= S and z of one block of keys, packed in own, for features first ... last - 1; state and sums begin
  * with feature `start`. */
-static void add_tokens(const plan *p, const scratch *own, float *state, float *sums, int64_t start, int64_t first,
+static void add_tokens(const plan *p, scratch *own, float *state, float *sums, int64_t start, int64_t first,
                        int64_t last, int64_t tokens, bool store) {
     for (int64_t f = first; f < last; f += FEATURES) {
         int64_t count = hla_smaller(FEATURES, last - f);
@@ -265,6 +304,7 @@ static void add_tokens(const plan *p, const scratch *own, float *state, float *s
             float *to = state_row(p, state, f - start) + panel * BLOCK * HLA_TILE_COLUMNS;
             const float *values = own->values + panel * TOKENS * HLA_TILE_COLUMNS;
             for (int64_t row = 0; row < count; row += HLA_TILE_ROWS) {
+                fetch_ahead(&own->next);
                 tile(to + row * HLA_TILE_COLUMNS, own->panel + row, values, tokens);
             }
         }
@@ -289,15 +329,18 @@ static void add_chunk(const plan *p, const scratch *own, float *state, float *su
 }
 
 /* S and z of features first ... last - 1 (first a multiple of FEATURES), summed over all keys of a head. */
-static void build_range(const plan *p, const hla_hadamard_call *call, const scratch *own, int64_t head, int64_t first,
+static void build_range(const plan *p, const hla_hadamard_call *call, scratch *own, int64_t head, int64_t first,
                         int64_t last) {
     int64_t b = head / p->problem->heads, h = head % p->problem->heads, keys = hla_hadamard_key_count(call, b);
     float *state = p->state + head * p->state_size, *sums = p->sums + head * p->sum_size;
+    int64_t steps = (last - first + HLA_TILE_ROWS - 1) / HLA_TILE_ROWS * p->value_panels; /* register tiles a block */
     for (int64_t chunk = 0; chunk < keys; chunk += CHUNK) {
         int64_t end = hla_smaller(keys, chunk + CHUNK);
         for (int64_t key = chunk; key < end; key += TOKENS) {
             int64_t tokens = hla_smaller(TOKENS, end - key);
             pack_keys(p, call, own, b, h, key, tokens);
+            int64_t next = key + tokens;
+            own->next = plan_ahead(p, call->k, call->v, head, next, hla_smaller(next + TOKENS, keys), steps);
             if (chunk == 0) {
                 add_tokens(p, own, state, sums, 0, first, last, tokens, key == 0);
             } else {
@@ -381,28 +424,41 @@ QUERY_TILE(query_add_full, 2, HLA_TILE_ADD)
 static tile_function *const query_tiles[2][2] = {{query_store_half, query_store_full},
                                                  {query_add_half, query_add_full}};
 
-static void query_block(const plan *p, const hla_hadamard_call *call, const scratch *own, int64_t head, int64_t first) {
+/* own->values (op)= phi . S of one feature block for queries row ... row + rows - 1, whose phi is in own->panel. */
+static void query_group(const plan *p, scratch *own, const float *state, bool add, int64_t row, int64_t rows,
+                        int64_t features) {
+    for (int64_t panel = 0; panel < p->value_panels; panel++) {
+        tile_function *tile = query_tiles[add][panel_vectors(panel, p->problem->value_dim) - 1];
+        const float *from = state + panel * BLOCK * HLA_TILE_COLUMNS;
+        float *sums = own->values + (panel * QUERIES + row) * HLA_TILE_COLUMNS;
+        for (int64_t t = 0; t < rows; t += HLA_TILE_ROWS) {
+            fetch_ahead(&own->next);
+            tile(sums + t * HLA_TILE_COLUMNS, own->panel + t * QUERY_ROW, from, features);
+        }
+    }
+}
+
+/* Query block `unit`; rows of block `next` (which may be past the last) are asked for meanwhile. */
+static void query_block(const plan *p, const hla_hadamard_call *call, scratch *own, int64_t unit, int64_t next) {
+    int64_t head = unit / p->query_blocks, first = unit % p->query_blocks * QUERIES, queries = p->problem->queries;
     int64_t b = head / p->problem->heads, h = head % p->problem->heads;
-    int64_t count = hla_smaller(QUERIES, p->problem->queries - first), padded = hla_round_up(count, HLA_TILE_ROWS);
+    int64_t count = hla_smaller(QUERIES, queries - first), padded = hla_round_up(count, HLA_TILE_ROWS);
     if (hla_hadamard_key_count(call, b) == 0) {
         write_zeros(call, b, h, first, count);
         return;
     }
     pack_queries(p, call, own, b, h, first, count);
+    int64_t next_head = next / p->query_blocks, start = next % p->query_blocks * QUERIES;
+    int64_t end = next_head < p->problem->batch * p->problem->heads ? hla_smaller(start + QUERIES, queries) : start;
+    int64_t steps = p->sum_size / BLOCK * p->value_panels * (padded / HLA_TILE_ROWS); /* register tiles a block */
+    own->next = plan_ahead(p, call->q, NULL, next_head, start, end, steps);
     float *state = p->state + head * p->state_size;
     for (int64_t f = 0; f < p->folded.state_rank; f += BLOCK) {
         int64_t features = hla_smaller(BLOCK, p->folded.state_rank - f);
         for (int64_t row = 0; row < padded; row += GROUP) {
             int64_t rows = hla_smaller(GROUP, padded - row);
             make_query_panel(p, own, head, f, features, row, rows);
-            for (int64_t panel = 0; panel < p->value_panels; panel++) {
-                tile_function *tile = query_tiles[f > 0][panel_vectors(panel, p->problem->value_dim) - 1];
-                const float *from = state_row(p, state, f) + panel * BLOCK * HLA_TILE_COLUMNS;
-                float *sums = own->values + (panel * QUERIES + row) * HLA_TILE_COLUMNS;
-                for (int64_t t = 0; t < rows; t += HLA_TILE_ROWS) {
-                    tile(sums + t * HLA_TILE_COLUMNS, own->panel + t * QUERY_ROW, from, features);
-                }
-            }
+            query_group(p, own, state_row(p, state, f), f > 0, row, rows, features);
         }
     }
     write_rows(call, own->values, QUERIES, own->denominators, b, h, first, count);
@@ -421,8 +477,7 @@ static void run(const hla_hadamard_call *call) {
     const plan *p = &carved;
     int64_t heads = problem->batch * problem->heads;
     int64_t ranges = (p->folded.state_rank + p->range - 1) / p->range;
-    int64_t query_blocks = (problem->queries + QUERIES - 1) / QUERIES;
-#pragma omp parallel num_threads(hla_team_size(call->threads, heads, hla_larger(ranges, query_blocks)))
+#pragma omp parallel num_threads(hla_team_size(call->threads, heads, hla_larger(ranges, p->query_blocks)))
     {
         scratch own = scratch_of_thread(p);
 #pragma omp for schedule(dynamic, 1)
@@ -430,9 +485,10 @@ static void run(const hla_hadamard_call *call) {
             int64_t first = unit % ranges * p->range, last = hla_smaller(first + p->range, p->folded.state_rank);
             build_range(p, call, &own, unit / ranges, first, last);
         }
+        int64_t team = omp_get_num_threads(); /* each thread's next block is about that many further */
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t unit = 0; unit < heads * query_blocks; unit++) {
-            query_block(p, call, &own, unit / query_blocks, unit % query_blocks * QUERIES);
+        for (int64_t unit = 0; unit < heads * p->query_blocks; unit++) {
+            query_block(p, call, &own, unit, unit + team);
         }
     }
 }
