@@ -167,6 +167,42 @@ static void counts_agree_with_pytorch(void **state) {
     assert_int_equal(hlv_context_current_bytes(f->ctx), 0);
 }
 
+/* Numbers of a golden part's tensors whose names begin with one of two texts. */
+static double numbers_of(const fixture *f, const char *part, const char *first, const char *second) {
+    hlv_weights *weights = NULL;
+    assert_int_equal(hlv_weights_open(f->ctx, part, &weights), HLV_OK);
+    double sum = 0;
+    for (int64_t i = 0; i < hlv_weights_count(weights); i++) {
+        const hlv_weight *weight = hlv_weights_at(weights, i);
+        if (strncmp(weight->name, first, strlen(first)) == 0 || strncmp(weight->name, second, strlen(second)) == 0)
+            sum += (double)weight->count;
+    }
+    hlv_weights_free(weights);
+    return sum;
+}
+
+/* What stands in memory at each stage, seen in the two bytes that bf16 saves for each weight: of the text encoder all
+ * but the embedding; the transformer; the transformer and the VAE's decoder. */
+static void memory_is_that_of_the_stages(void **state) {
+    const fixture *f = *state;
+    json_t *root = inspect_json(f, GOLDEN, 48, 32, 9);
+    const json_t *memory = json_object_get(root, "memory_bytes");
+    double transformer = numbers_of(f, GOLDEN "transformer", "", "");
+    const struct {
+        const char *stage;
+        double weights;
+    } stages[] = {{"text", numbers_of(f, GOLDEN "text_encoder", "encoder.", "encoder.")},
+                  {"sample", transformer},
+                  {"decode", transformer + numbers_of(f, GOLDEN "vae", "decoder.", "post_quant_conv.")}};
+    for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
+        double whole = number(memory, "f32", stages[i].stage), half = number(memory, "bf16", stages[i].stage);
+        NEAR(whole - half, 2 * stages[i].weights, 0.5);
+        assert_true(half >= 2 * stages[i].weights);
+    }
+    NEAR(number(memory, "f32", "peak"), fmax(number(memory, "f32", "sample"), number(memory, "f32", "decode")), 0);
+    json_decref(root);
+}
+
 /* A model directory under the fixture's, its parts those of the golden one, with an adapter of its own. */
 static void make_adapted(const fixture *f, const char *config) {
     static const char *const parts[] = {"transformer", "vae", "text_encoder", "scheduler", "model_index.json"};
@@ -319,9 +355,10 @@ static void single_files_are_listed(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        CASE(published_sizes_are_counted),  CASE(published_costs_are_reached), CASE(hadamard_costs_are_reached),
-        CASE(counts_agree_with_pytorch),    CASE(adapters_are_shown),          CASE(adapters_alone_are_shown),
-        CASE(mismatched_parts_are_refused), CASE(sizes_are_checked),           CASE(single_files_are_listed),
+        CASE(published_sizes_are_counted), CASE(published_costs_are_reached),  CASE(hadamard_costs_are_reached),
+        CASE(counts_agree_with_pytorch),   CASE(memory_is_that_of_the_stages), CASE(adapters_are_shown),
+        CASE(adapters_alone_are_shown),    CASE(mismatched_parts_are_refused), CASE(sizes_are_checked),
+        CASE(single_files_are_listed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -83,12 +83,13 @@ static hlv_status read_model(hlv_context *ctx, hlv_inspection *found) {
 static hlv_stage_memory stage_memory(const hlv_inspection *found, double weight_bytes) {
     const hlv_adapter_config *adapter = found->adapter.num_layers ? &found->adapter : NULL;
     double maps = adapter ? (double)hlv_adapter_size(&found->transformer, adapter).parameters : 0;
+    double transformer = (double)hlv_transformer_size(&found->transformer).parameters * weight_bytes + maps * 4;
+    double embedding = (double)found->text.vocab_size * found->text.d_model; /* read from the file, row by row */
     hlv_stage_memory memory = {
-        .text = (double)hlv_text_size(&found->text).parameters * weight_bytes,
-        .sample =
-            (double)hlv_transformer_size(&found->transformer).parameters * weight_bytes + maps * 4 +
-            hlv_transformer_working_bytes(&found->transformer, adapter, found->clip.tokens, HLV_INSPECT_TEXT_TOKENS),
-        .decode = (double)hlv_vae_decoder_size(&found->vae).parameters * weight_bytes +
+        .text = ((double)hlv_text_size(&found->text).parameters - embedding) * weight_bytes,
+        .sample = transformer + hlv_transformer_working_bytes(&found->transformer, adapter, found->clip.tokens,
+                                                              HLV_INSPECT_TEXT_TOKENS),
+        .decode = transformer + (double)hlv_vae_decoder_size(&found->vae).parameters * weight_bytes +
                   hlv_vae_working_bytes(&found->vae, &found->clip),
     };
     memory.peak = memory.text > memory.sample ? memory.text : memory.sample;

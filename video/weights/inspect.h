@@ -23,7 +23,8 @@ typedef struct hlv_part {
     char dtypes[64];         /* "F32", or "BF16, F32" where they are mixed */
 } hlv_part;
 
-/* Bytes at the three stages of a generation, each of which loads its weights and then frees them. */
+/* Bytes at the three stages of a generation: the text encoder is freed before the transformer is loaded, which stays
+ * while the VAE decodes. */
 typedef struct hlv_stage_memory {
     double text, sample, decode, peak;
     bool fits;
