@@ -168,7 +168,7 @@ static uint32_t compose(uint32_t first, uint32_t second) {
     return pair->first == first && pair->second == second ? pair->code : 0;
 }
 
-/* A combining character with its class in the upper bits and its place below, so that sorting is stable. */
+/* A combining character; its place makes the sorting by class stable. */
 typedef struct mark {
     uint32_t code;
     uint8_t class;
