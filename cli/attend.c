@@ -376,6 +376,10 @@ static hlv_status attend(attend_state *state, const attend_settings *settings) {
                             (int64_t[]){q[0], q[1], q[2], state->v.view.shape[3]}, &state->out);
     if (status == HLV_OK)
         status = settings->softmax ? attend_softmax(state, settings) : attend_hadamard(state, settings);
+    if (status == HLV_OK && session_interrupted()) {
+        state->session.sentence = "interrupted: nothing was written";
+        return HLV_ERROR_CANCELLED;
+    }
     if (status == HLV_OK) status = write_result(state, settings);
     if (status == HLV_OK) report(state, settings);
     return status;

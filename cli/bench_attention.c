@@ -314,10 +314,10 @@ static hlv_status bench(bench_state *state, const bench_settings *settings) {
     }
     if (status == HLV_OK) session_progress(&state->session, "bench", count, count);
     session_end_line(&state->session);
+    if (status == HLV_OK) report_text(state, settings);
     if (status == HLV_OK && settings->json_file != NULL)
         status = write_report(&state->session, settings->json_file, print_json, (const void *const[]){state, settings});
     if (status == HLV_OK && settings->plot_file != NULL) status = write_plot(state, settings);
-    if (status == HLV_OK) report_text(state, settings);
     return status;
 }
 
@@ -333,27 +333,22 @@ static int run(int argc, char **argv) {
     if (exit_status == STATUS_GO_ON && settings.plot_file != NULL && !ends_with(settings.plot_file, ".svg"))
         exit_status = wrong_usage(&bench_attention_command, "--plot is '%s', wanted a name that ends in .svg",
                                   settings.plot_file);
-    bench_state *state = calloc(1, sizeof *state);
-    if (exit_status == STATUS_GO_ON && state != NULL)
-        exit_status = session_open(&state->session, &bench_attention_command, &settings.common);
-    if (exit_status != STATUS_GO_ON || state == NULL) {
-        free(state);
-        return exit_status != STATUS_GO_ON ? exit_status : STATUS_FAILED;
-    }
+    bench_state state = {0};
+    if (exit_status == STATUS_GO_ON)
+        exit_status = session_open(&state.session, &bench_attention_command, &settings.common);
+    if (exit_status != STATUS_GO_ON) return exit_status;
     qsort(settings.tokens.items, (size_t)settings.tokens.count, sizeof settings.tokens.items[0], by_size);
     hla_context_options options;
     hla_context_options_init(&options);
     options.threads = settings.common.threads;
-    state->session.sentence = "out of memory";
     hlv_status status = HLV_ERROR_MEMORY;
-    if (hla_context_create(&state->hla, &options) == HLA_OK) {
-        state->session.sentence = NULL;
-        status = bench(state, &settings);
-    }
-    free_operands(state);
-    exit_status = session_close(&state->session, status);
-    if (state->wrong && exit_status == STATUS_DONE) exit_status = STATUS_FAILED;
-    hla_context_free(state->hla);
-    free(state);
+    if (hla_context_create(&state.hla, &options) == HLA_OK)
+        status = bench(&state, &settings);
+    else
+        state.session.sentence = "out of memory";
+    free_operands(&state);
+    exit_status = session_close(&state.session, status);
+    if (state.wrong && exit_status == STATUS_DONE) exit_status = STATUS_FAILED;
+    hla_context_free(state.hla);
     return exit_status;
 }

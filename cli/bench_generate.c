@@ -215,10 +215,10 @@ static hlv_status bench(cli_session *session, const bench_settings *settings) {
     unlink(output);
     rmdir(scratch);
     session_end_line(session);
+    if (status == HLV_OK) report_text(runs, 2);
     if (status == HLV_OK && settings->json_file != NULL)
         status = write_report(session, settings->json_file, print_report,
                               &(bench_report){settings, runs, 2, hlv_context_threads(session->ctx)});
-    if (status == HLV_OK) report_text(runs, 2);
     return status;
 }
 

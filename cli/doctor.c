@@ -309,28 +309,25 @@ static int run(int argc, char **argv) {
     hla_context *hla = NULL;
     hla_context_options_init(&options);
     options.threads = settings.threads;
-    findings *found = calloc(1, sizeof *found);
-    if (found == NULL || hla_context_create(&hla, &options) != HLA_OK) {
-        free(found);
+    if (hla_context_create(&hla, &options) != HLA_OK) {
         session.sentence = "out of memory";
         return session_close(&session, HLV_ERROR_MEMORY);
     }
-    found->threads = hlv_context_threads(session.ctx);
-    read_machine(&found->machine);
-    dl_iterate_phdr(note_library, found);
-    try_formats(&session, found);
-    try_model(&session, found);
-    check_kernels(&session, hla, found);
-    list_kernels(found);
-    check_forced(found);
+    findings found = {.threads = hlv_context_threads(session.ctx)};
+    read_machine(&found.machine);
+    dl_iterate_phdr(note_library, &found);
+    try_formats(&session, &found);
+    try_model(&session, &found);
+    check_kernels(&session, hla, &found);
+    list_kernels(&found);
+    check_forced(&found);
     if (settings.json)
-        report_json(found);
+        report_json(&found);
     else
-        report_text(found);
+        report_text(&found);
     exit_status = session_close(&session, HLV_OK);
-    if (found->wrong && exit_status == STATUS_DONE) exit_status = STATUS_FAILED;
+    if (found.wrong && exit_status == STATUS_DONE) exit_status = STATUS_FAILED;
     hla_context_free(hla);
-    free(found->model);
-    free(found);
+    free(found.model);
     return exit_status;
 }

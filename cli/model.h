@@ -27,64 +27,30 @@ typedef struct clip_settings {
 
 extern const char *const attention_names[], *const dtype_names[], *const device_names[], *const sampler_names[];
 
+/* Entries of an option table; `settings` has the members model and clip. */
+/* clang-format off */
 #define MODEL_OPTIONS(settings)                                                                                        \
-    {"model",     'm',                                                                                                 \
-     OPTION_TEXT, offsetof(settings, model.model),                                                                     \
-     "DIR",       "model directory in the Diffusers layout (default: $HLA_MODEL, else the embedded hla-tiny)",         \
-     0,           0,                                                                                                   \
-     NULL},                                                                                                            \
-        {"adapter",   0,                                                                                               \
-         OPTION_TEXT, offsetof(settings, model.adapter),                                                               \
-         "DIR",       "directory of the Hadamard feature maps (default: MODEL/hla if present)",                        \
-         0,           0,                                                                                               \
-         NULL},                                                                                                        \
-        {"dtype",                                                                                                      \
-         0,                                                                                                            \
-         OPTION_CHOICE,                                                                                                \
-         offsetof(settings, model.dtype),                                                                              \
-         NULL,                                                                                                         \
-         "type of the operands of matrix products; sums are always f32 (default: f32)",                                \
-         0,                                                                                                            \
-         0,                                                                                                            \
-         dtype_names},                                                                                                 \
-    {                                                                                                                  \
-        "device", 0, OPTION_CHOICE, offsetof(settings, model.device), NULL, "where to compute (default: cpu)", 0, 0,   \
-            device_names                                                                                               \
-    }
+    {"model", 'm', OPTION_TEXT, offsetof(settings, model.model), "DIR",                                                \
+     "model directory in the Diffusers layout (default: $HLA_MODEL, else the embedded hla-tiny)", 0, 0, NULL},         \
+    {"adapter", 0, OPTION_TEXT, offsetof(settings, model.adapter), "DIR",                                              \
+     "directory of the Hadamard feature maps (default: MODEL/hla if present)", 0, 0, NULL},                            \
+    {"dtype", 0, OPTION_CHOICE, offsetof(settings, model.dtype), NULL,                                                 \
+     "type of the operands of matrix products; sums are always f32 (default: f32)", 0, 0, dtype_names},                \
+    {"device", 0, OPTION_CHOICE, offsetof(settings, model.device), NULL,                                               \
+     "where to compute (default: cpu)", 0, 0, device_names}
 
 #define CLIP_OPTIONS(settings)                                                                                         \
-    {"size", 's', OPTION_SIZE, offsetof(settings, clip.size), "WxH", "pixels (default: the model's)", 0, 0, NULL},     \
-        {"frames",                                                                                                     \
-         'f',                                                                                                          \
-         OPTION_INTEGER,                                                                                               \
-         offsetof(settings, clip.frames),                                                                              \
-         "N",                                                                                                          \
-         "frames of the clip, 4k+1: 1, 5, 9 ... (default: the model's)",                                               \
-         1,                                                                                                            \
-         100000,                                                                                                       \
-         NULL},                                                                                                        \
-        {"steps",                                                                                                      \
-         'n',                                                                                                          \
-         OPTION_INTEGER,                                                                                               \
-         offsetof(settings, clip.steps),                                                                               \
-         "N",                                                                                                          \
-         "sampling steps: more is finer and slower (default: the model's)",                                            \
-         1,                                                                                                            \
-         1000,                                                                                                         \
-         NULL},                                                                                                        \
-        {"guidance",                                                                                                   \
-         'g',                                                                                                          \
-         OPTION_NUMBER,                                                                                                \
-         offsetof(settings, clip.guidance),                                                                            \
-         "G",                                                                                                          \
-         "how strongly the prompt steers; 1 turns guidance off and halves the time (default: the model's)",            \
-         0,                                                                                                            \
-         100,                                                                                                          \
-         NULL},                                                                                                        \
-    {                                                                                                                  \
-        "seed", 'S', OPTION_SEED, offsetof(settings, clip.seed), "N",                                                  \
-            "the same seed gives the same video on any number of threads (default: 0)", 0, 0, NULL                     \
-    }
+    {"size", 's', OPTION_SIZE, offsetof(settings, clip.size), "WxH",                                                   \
+     "pixels (default: the model's)", 0, 0, NULL},                                                                     \
+    {"frames", 'f', OPTION_INTEGER, offsetof(settings, clip.frames), "N",                                              \
+     "frames of the clip, 4k+1: 1, 5, 9 ... (default: the model's)", 1, 100000, NULL},                                 \
+    {"steps", 'n', OPTION_INTEGER, offsetof(settings, clip.steps), "N",                                                \
+     "sampling steps: more is finer and slower (default: the model's)", 1, 1000, NULL},                                \
+    {"guidance", 'g', OPTION_NUMBER, offsetof(settings, clip.guidance), "G",                                           \
+     "how strongly the prompt steers; 1 turns guidance off and halves the time (default: the model's)", 0, 100, NULL}, \
+    {"seed", 'S', OPTION_SEED, offsetof(settings, clip.seed), "N",                                                     \
+     "the same seed gives the same video on any number of threads (default: 0)", 0, 0, NULL}
+/* clang-format on */
 
 /* Opens the model that settings name, or the default one. */
 hlv_status open_model(cli_session *session, const model_settings *settings, hlv_model **model, char **directory);

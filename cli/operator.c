@@ -63,8 +63,9 @@ static hlv_status create_workspace(hlv_context *ctx, size_t bytes, hlv_array *wo
     return hlv_array_create(ctx, 1, &floats, workspace);
 }
 
+/* At least once, so that there is a result. */
 static bool keep_going(int done, int repeat) {
-    return done < repeat && !session_interrupted();
+    return done == 0 || (done < repeat && !session_interrupted());
 }
 
 hlv_status run_hadamard(cli_session *session, hla_context *hla, const hla_hadamard_problem *problem, const operand *out,

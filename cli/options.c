@@ -240,7 +240,7 @@ static int parse_option(const cli_command *command, int argc, char **argv, int *
     size_t length = name != NULL ? strcspn(name, "=") : 0;
     if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) {
         print_help(command);
-        return STATUS_DONE;
+        return fflush(stdout) == 0 ? STATUS_DONE : STATUS_FAILED;
     }
     const cli_option *entry = find_in(command->options, name, length, word[1]);
     if (entry == NULL) entry = find_in(common_table, name, length, word[1]);

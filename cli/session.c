@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -181,8 +182,8 @@ int session_close(cli_session *session, hlv_status status) {
     return exit_status;
 }
 
-static hlv_status cannot_write(cli_session *session, const char *path, int error) {
-    snprintf(session->message, sizeof session->message, "cannot write '%.400s': %s", path, strerror(error));
+static hlv_status cannot_write(cli_session *session, const char *path, const char *why) {
+    snprintf(session->message, sizeof session->message, "cannot write '%.400s': %s", path, why);
     session->sentence = session->message;
     return HLV_ERROR_IO;
 }
@@ -194,7 +195,7 @@ static FILE *open_part(cli_session *session, const char *path, char **part) {
     if (*part != NULL) snprintf(*part, size, "%s.%ld.part", path, (long)getpid());
     FILE *file = *part != NULL ? fopen(*part, "wxe") : NULL;
     if (file == NULL) {
-        cannot_write(session, path, errno);
+        cannot_write(session, path, strerror(errno));
         free(*part);
         *part = NULL;
     }
@@ -203,8 +204,12 @@ static FILE *open_part(cli_session *session, const char *path, char **part) {
 
 hlv_status check_report(cli_session *session, const char *path) {
     char *part = NULL;
-    FILE *file = path != NULL ? open_part(session, path, &part) : NULL;
-    if (file == NULL) return path != NULL ? HLV_ERROR_IO : HLV_OK;
+    struct stat info;
+    if (path == NULL) return HLV_OK;
+    if (lstat(path, &info) == 0 && !S_ISREG(info.st_mode)) /* a rename would replace /dev/stdout itself */
+        return cannot_write(session, path, "it exists and is not a regular file");
+    FILE *file = open_part(session, path, &part);
+    if (file == NULL) return HLV_ERROR_IO;
     fclose(file);
     unlink(part);
     free(part);
@@ -229,5 +234,5 @@ hlv_status write_report(cli_session *session, const char *path, void (*print)(FI
     }
     if (!good) unlink(part);
     free(part);
-    return good ? HLV_OK : cannot_write(session, path, error);
+    return good ? HLV_OK : cannot_write(session, path, strerror(error));
 }

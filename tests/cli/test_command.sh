@@ -398,6 +398,10 @@ others() {
     python3 -c 'import xml.dom.minidom; xml.dom.minidom.parse("out/a.svg")' 2>>stderr || complain "out/a.svg is no XML"
     rm out/a.json out/a.svg
     refuse 1 "no/a.svg" "$hla" bench attention --tokens 64 --plot no/a.svg
+    refuse 1 "/dev/stdout': it exists and is not" "$hla" bench attention --tokens 64 --json /dev/stdout
+    mkdir out/b.json && expect 1 "out/b.json': it exists and is not" "$hla" bench attention --json out/b.json
+    rmdir out/b.json
+    expect 1 "" bash -c '"$1" doctor --help >/dev/full' sh "$hla"
     expect 0 "ratio" "$hla" bench attention --threads 1 --tokens 64 --dtype bf16 --form quadratic --factors 3 --rank 4
     rm -rf out && mkdir out
 
