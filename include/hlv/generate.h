@@ -57,8 +57,9 @@ typedef struct hlv_generate_result {
 
 /* Options are all checked before anything expensive begins, and the checkpoint's files as far as their headers. result
  * may be NULL; on failure it tells what was reached. On failure or cancel no half-written output is left, and
- * save_latents, if reached, stays. Stages reported to the context's progress callback, each from 0 to its end: "text"
- * (prompts), "load" (the transformer's tensors, at its first use), "sample" (steps), "decode" (latent frames). */
+ * save_latents, if reached, stays. Stages reported to the context's progress callback, each from 0 to its end: "load"
+ * (the text encoder's layers), "text" (prompts), "load" again (the transformer's tensors, at its first use), "sample"
+ * (steps), "decode" (latent frames). */
 HLV_API hlv_status hlv_generate(hlv_model *model, const hlv_generate_options *options, hlv_generate_result *result);
 
 #ifdef __cplusplus

@@ -95,11 +95,13 @@ static hlv_status load(hlv_text_encoder *encoder, hla_dtype dtype) {
         }
     }
     for (int n = 0; n < c->num_layers && status == HLV_OK; n++) {
+        hlv_progress(ctx, "load", n, c->num_layers);
         if (hlv_cancelled(ctx))
             status = hlv_fail(ctx, HLV_ERROR_CANCELLED, "cancelled while the text encoder was loading");
         else
             status = make_layer(ctx, dtype, &found[n], &encoder->layers[n]);
     }
+    if (status == HLV_OK) hlv_progress(ctx, "load", c->num_layers, c->num_layers);
     free(found);
     return status;
 }

@@ -30,6 +30,7 @@ hlv_status hlv_tokenizer_encode(const hlv_tokenizer *tokenizer, const char *text
 /* UMT5 encoder: out [count, d_model], float32, for the real tokens only; rows beyond are zeros by definition. */
 typedef struct hlv_text_encoder hlv_text_encoder;
 /* encoder_dir: config.json and model.safetensors, or shards and their index. dtype: of the matrix products' operands.
+ * Reports the stage "load", by layers.
  * The files stay mapped until the encoder is freed: embedding rows are read from them. */
 hlv_status hlv_text_encoder_open(hlv_context *ctx, const char *encoder_dir, hla_dtype dtype,
                                  hlv_text_encoder **encoder);
