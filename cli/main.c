@@ -75,7 +75,7 @@ static bool is(const char *word, const char *name, const char *option) {
 }
 
 /* GCC's OpenMP lets threads spin at a barrier for milliseconds before they sleep. On a machine that does other work
- * too, the thread they wait for is then the one without a core, and a step takes ten times as long. A thousand turns
+ * too, the thread they wait for is then the one without a core, and a step takes seven times as long. A thousand turns
  * are as fast where nothing else runs. The runtime reads its environment before main, so the program starts itself
  * once more; where it cannot, it goes on as it is. */
 static void start_with_short_spins(char **argv) {

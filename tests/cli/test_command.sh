@@ -413,8 +413,8 @@ others() {
 }
 
 start=$SECONDS
-for part in help_and_usage options sizes_and_prompts formats results encoder_and_disk waiting bad_checkpoints interrupt \
-    progress others; do
+for part in help_and_usage options sizes_and_prompts formats results encoder_and_disk waiting bad_checkpoints \
+    interrupt progress others; do
     before=$failures
     $part
     [ $failures -eq $before ] && printf 'ok      %-20s %d s\n' $part $((SECONDS - start))

@@ -36,7 +36,9 @@ probe() { # FILE ENTRIES WANTED
 
 # holds FILE CONDITION: of the JSON in FILE, called d.
 holds() {
-    python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); sys.exit(0 if eval("(" + sys.argv[2] + ")") else str(d))' "$@"
+    python3 -c 'import json, sys
+d = json.load(open(sys.argv[1]))
+sys.exit(0 if eval("(" + sys.argv[2] + ")") else str(d))' "$@"
 }
 
 # Processor time is compared, since others may use the cores too: 40 seconds on two cores.
