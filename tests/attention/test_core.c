@@ -154,6 +154,8 @@ static void test_overlap(void **unused) {
     assert_int_equal(hla_check_disjoint(NULL, "out", &slices[1], "v", &slices[1]), HLA_ERROR_ARGUMENT);
     slices[1].data = packed + H * X - 1; /* its first element is the other's last of a row */
     assert_int_equal(hla_check_disjoint(NULL, "out", &slices[0], "v", &slices[1]), HLA_ERROR_ARGUMENT);
+    slices[1].data = packed + 3 * H * X - 1; /* its second element is the other's first of the next row */
+    assert_int_equal(hla_check_disjoint(NULL, "out", &slices[0], "v", &slices[1]), HLA_ERROR_ARGUMENT);
     slices[1].data = packed + H * X + 3 * H * X * 2; /* from the middle on, still between */
     slices[1].shape[1] = T - 2;
     assert_int_equal(hla_check_disjoint(NULL, "out", &slices[0], "v", &slices[1]), HLA_OK);
@@ -166,6 +168,19 @@ static void test_overlap(void **unused) {
     assert_int_equal(hla_check_output(NULL, "out", &before, HLA_F32, 1, T, 1, X + 1), HLA_ERROR_ARGUMENT);
     before.stride[1] = -X - 1;
     assert_int_equal(hla_check_output(NULL, "out", &before, HLA_F32, 1, T, 1, X + 1), HLA_OK);
+}
+
+/* The same strides in elements are not the same in bytes: rows of two bfloat16 every 16 bytes, of two float32 every 32.
+ */
+static void test_overlap_of_types(void **unused) {
+    (void)unused;
+    float buffer[32] = {0};
+    hla_tensor narrow = hla_tensor_bthd(buffer, HLA_BF16, 1, 3, 1, 2),
+               wide = hla_tensor_bthd(buffer + 3, HLA_F32, 1, 3, 1, 2);
+    narrow.stride[1] = wide.stride[1] = 8;
+    assert_int_equal(hla_check_disjoint(NULL, "out", &narrow, "bias", &wide), HLA_ERROR_ARGUMENT);
+    wide.data = buffer + 9;
+    assert_int_equal(hla_check_disjoint(NULL, "out", &narrow, "bias", &wide), HLA_OK);
 }
 
 static void test_workspace(void **unused) {
@@ -182,6 +197,9 @@ static void test_workspace(void **unused) {
     assert_false(arena.overflow);
     hla_arena_take(&arena, INT64_MAX, 4);
     assert_true(arena.overflow);
+    hla_arena large = {0}; /* more than any object has, though 64 bits hold it */
+    hla_arena_take(&large, INT64_MAX, 1);
+    assert_true(large.overflow);
     hla_arena negative = {0};
     hla_arena_take(&negative, -1, 4);
     assert_true(negative.overflow);
@@ -192,7 +210,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_names),   cmocka_unit_test(test_context),   cmocka_unit_test(test_half_formats),
         cmocka_unit_test(test_rows),    cmocka_unit_test(test_sizes),     cmocka_unit_test(test_views),
-        cmocka_unit_test(test_overlap), cmocka_unit_test(test_workspace),
+        cmocka_unit_test(test_overlap), cmocka_unit_test(test_workspace), cmocka_unit_test(test_overlap_of_types),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

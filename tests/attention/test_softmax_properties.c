@@ -70,6 +70,25 @@ static void test_rows_sum_to_one(void **state) {
     inputs_free(&in);
 }
 
+/* A scale of one's own is a factor of the queries; 0 stands for 1/sqrt(D), here 1/4. */
+static void test_scale(void **state) {
+    (void)state;
+    const sizes n = {1, 2, 21, 90, 16, 9};
+    const int64_t count = n.b * n.tq * n.h * n.v;
+    inputs in = inputs_random(&n, 1, 7), scaled = inputs_random(&n, 1, 7);
+    FOR_EACH_ELEMENT(&in.q.view, b, t, h, x)
+    set(&scaled.q.view, b, t, h, x, 3 * get(&in.q.view, b, t, h, x));
+    FOR_EACH_KERNEL(info) {
+        double *usual = attend(info.name, &in, NULL, NULL, 0), *quarter = attend(info.name, &in, NULL, NULL, 0.25f);
+        double *larger = attend(info.name, &in, NULL, NULL, 0.75f), *factor = attend(info.name, &scaled, NULL, NULL, 0);
+        assert_memory_equal(usual, quarter, (size_t)count * sizeof *usual);
+        double error = relative_error(larger, factor, count), distance = relative_error(larger, usual, count);
+        if (!(error <= 2e-6 && distance > 0.1)) fail_msg("%s: error %g, distance %g", info.name, error, distance);
+        free(usual), free(quarter), free(larger), free(factor);
+    }
+    inputs_free(&in), inputs_free(&scaled);
+}
+
 /* The same number added to every score changes nothing. */
 static void test_a_shift_of_all_scores_cancels(void **state) {
     (void)state;
@@ -223,6 +242,7 @@ static void test_nan_shows(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows_sum_to_one),
+        cmocka_unit_test(test_scale),
         cmocka_unit_test(test_a_shift_of_all_scores_cancels),
         cmocka_unit_test(test_bias_counts_repeated_keys),
         cmocka_unit_test(test_extreme_scores),
