@@ -47,9 +47,9 @@ static inline int64_t hla_round_up(int64_t n, int64_t unit) {
     return (n + unit - 1) / unit * unit;
 }
 
-/* Threads worth starting for outer x inner units of work, at least one. */
+/* Threads worth starting for outer x inner units of work, both at least 1. */
 static inline int hla_team_size(int threads, int64_t outer, int64_t inner) {
-    return outer >= threads ? threads : (int)hla_smaller(threads, hla_larger(outer * inner, 1));
+    return outer >= threads ? threads : (int)hla_smaller(threads, outer * inner);
 }
 
 /* ---- problems ---- */

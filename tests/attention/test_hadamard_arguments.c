@@ -380,13 +380,13 @@ static void test_explanation(void **unused) {
     (void)unused;
     hla_context *context = make_context(false);
     hla_hadamard_problem problem = good_problem();
-    problem.batch = 1, problem.heads = 12, problem.queries = problem.keys = 8192, problem.value_dim = 64;
+    problem.batch = 1, problem.heads = 12, problem.queries = 8192, problem.keys = 4096, problem.value_dim = 64;
     problem.rank[0] = problem.rank[1] = 32;
     hla_hadamard_plan *plan = plan_or_fail(context, &problem);
     const char *text = hla_hadamard_plan_explain(plan);
-    /* 2 (Tq + Tk) R (V + 1) H = 26.2 G, 2 Tq Tk (sum R_p + V + 1) H = 208 G */
+    /* 2 (Tq + Tk) R (V + 1) H = 19.6 G, 2 Tq Tk (sum R_p + V + 1) H = 104 G */
     const char *wanted[] = {"state form", hla_hadamard_plan_kernel(plan),
-                            "26.2 GFLOP", "208 in quadratic form",
+                            "19.6 GFLOP", "104 in quadratic form",
                             "2 threads",  "State rank 1024"};
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         if (!strstr(text, wanted[i])) fail_msg("\"%s\" does not say \"%s\"", text, wanted[i]);
