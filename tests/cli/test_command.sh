@@ -270,6 +270,26 @@ for last; do :; done; head -c 3000 >"${last#file:}"; echo "encoder exploded" >&2
     refuse 1 "l.safetensors" limited 0 "${clip[@]}" --save-latents out/l.safetensors
 }
 
+# Less and less address space: a sentence and nothing left behind, wherever it runs out; never a crash. (Sanitizers need
+# more than any limit; 127: the libraries themselves did not fit.)
+out_of_memory() {
+    local kib got
+    (ulimit -v 1000000 && "$hla" version >/dev/null 2>&1) || return
+    for kib in $(seq 200000 -10000 60000); do
+        (ulimit -v "$kib" && exec "${clip[@]}" -o out/a.gif) >stdout 2>stderr
+        got=$?
+        checks=$((checks + 1))
+        case $got in
+        0) rm out/a.gif ;;
+        1) grep -qE "memory|mapped" stderr || complain "$kib KiB of memory: not said" ;;
+        127) ;;
+        *) complain "$kib KiB of memory: exit status $got" ;;
+        esac
+        [ -z "$(ls -A out)" ] || complain "$kib KiB of memory: left behind: $(ls -A out)"
+        rm -rf out && mkdir out
+    done
+}
+
 # damage TEXT COMMAND...: a copy of the model, changed by the command (run in its directory), is refused with TEXT.
 damage() {
     local text=$1
@@ -413,8 +433,8 @@ others() {
 }
 
 start=$SECONDS
-for part in help_and_usage options sizes_and_prompts formats results encoder_and_disk waiting bad_checkpoints \
-    interrupt progress others; do
+for part in help_and_usage options sizes_and_prompts formats results encoder_and_disk waiting out_of_memory \
+    bad_checkpoints interrupt progress others; do
     before=$failures
     $part
     [ $failures -eq $before ] && printf 'ok      %-20s %d s\n' $part $((SECONDS - start))

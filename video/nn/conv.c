@@ -76,7 +76,7 @@ static dnnl_status_t make_primitive(const hlv_conv *c, band_kind *k, int64_t wid
         status = dnnl_convolution_forward_desc_init(&operation, dnnl_forward_inference, dnnl_convolution_direct, &k->x,
                                                     weight, &c->bias_desc, &k->y, strides, before, after);
     if (status == dnnl_success) status = hlv_onednn_describe(&k->pd[sum], &operation, c->engine, sum);
-    if (status == dnnl_success) status = dnnl_primitive_create(&k->primitive[sum], k->pd[sum]);
+    if (status == dnnl_success) status = hlv_onednn_create(&k->primitive[sum], k->pd[sum]);
     if (status != dnnl_success) return status;
     *weight = *dnnl_primitive_desc_query_md(k->pd[sum], dnnl_query_weights_md, 0);
     k->scratch[sum] = *dnnl_primitive_desc_query_md(k->pd[sum], dnnl_query_scratchpad_md, 0);

@@ -59,7 +59,7 @@ static dnnl_status_t make_product(hlv_linear *l, int kind, int size, int64_t col
     if (status == dnnl_success)
         status = dnnl_matmul_desc_init(&operation, &p->x, &weight, l->bias ? &p->bias : NULL, &p->y);
     if (status == dnnl_success) status = hlv_onednn_describe(&p->pd, &operation, l->engine, false);
-    if (status == dnnl_success) status = dnnl_primitive_create(&p->primitive, p->pd);
+    if (status == dnnl_success) status = hlv_onednn_create(&p->primitive, p->pd);
     if (status != dnnl_success) return status;
     p->weight = *dnnl_primitive_desc_query_md(p->pd, dnnl_query_weights_md, 0);
     p->scratch = *dnnl_primitive_desc_query_md(p->pd, dnnl_query_scratchpad_md, 0);

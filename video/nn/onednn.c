@@ -4,6 +4,9 @@
 
 #include <omp.h>
 #include <string.h>
+#include <sys/mman.h>
+
+#define ROOM_FOR_CODE ((size_t)32 << 20) /* bytes; more than the kernels of any one primitive here */
 
 int hlv_onednn_enter(void) {
     int saved = omp_get_max_threads();
@@ -55,6 +58,14 @@ dnnl_status_t hlv_onednn_describe(dnnl_primitive_desc_t *pd, const_dnnl_op_desc_
     return status;
 }
 
+dnnl_status_t hlv_onednn_create(dnnl_primitive_t *primitive, const_dnnl_primitive_desc_t pd) {
+    void *room = mmap(NULL, ROOM_FOR_CODE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    *primitive = NULL;
+    if (room == MAP_FAILED) return dnnl_out_of_memory;
+    munmap(room, ROOM_FOR_CODE);
+    return dnnl_primitive_create(primitive, pd);
+}
+
 dnnl_status_t hlv_onednn_run(dnnl_primitive_t primitive, dnnl_engine_t engine, dnnl_stream_t stream,
                              const hlv_onednn_argument *arguments, int count) {
     dnnl_exec_arg_t given[HLV_ONEDNN_MAX_ARGUMENTS] = {{0}};
@@ -83,7 +94,7 @@ static dnnl_status_t reorder(dnnl_engine_t engine, const dnnl_memory_desc_t *fro
     dnnl_stream_t stream = NULL;
     const hlv_onednn_argument arguments[] = {{DNNL_ARG_FROM, from, source}, {DNNL_ARG_TO, to, target}};
     dnnl_status_t status = dnnl_reorder_primitive_desc_create(&pd, from, engine, to, engine, NULL);
-    if (status == dnnl_success) status = dnnl_primitive_create(&primitive, pd);
+    if (status == dnnl_success) status = hlv_onednn_create(&primitive, pd);
     if (status == dnnl_success) status = dnnl_stream_create(&stream, engine, dnnl_stream_default_flags);
     if (status == dnnl_success) status = hlv_onednn_run(primitive, engine, stream, arguments, 2);
     if (stream) dnnl_stream_destroy(stream);

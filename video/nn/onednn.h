@@ -29,6 +29,10 @@ hlv_status hlv_onednn_fail(hlv_context *ctx, dnnl_status_t status, const char *n
 dnnl_status_t hlv_onednn_describe(dnnl_primitive_desc_t *pd, const_dnnl_op_desc_t operation, dnnl_engine_t engine,
                                   bool sum);
 
+/* dnnl_primitive_create, which in oneDNN 2.6 ends the program where its code generator gets no memory: whether there is
+ * some is tried before. */
+dnnl_status_t hlv_onednn_create(dnnl_primitive_t *primitive, const_dnnl_primitive_desc_t pd);
+
 /* A copy of memory `data` laid out as `from`, in the layout and type of `to` (which differs or not), in memory
  * of the context. name: for the error sentence. */
 hlv_status hlv_onednn_pack(hlv_context *ctx, dnnl_engine_t engine, const dnnl_memory_desc_t *from, const void *data,
