@@ -19,6 +19,7 @@ machine.
 """
 
 import argparse
+import gc
 import json
 import math
 import random
@@ -186,6 +187,13 @@ def wait_for(args, name: str) -> Path:
             raise SystemExit(f"{args.stage}: slice over while waiting for {name}")
         time.sleep(0.2)
     return path
+
+
+def release():
+    """Gives back what compiling took: other stages run on the same device meanwhile."""
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
 
 
 def save_final(state, path: Path):
@@ -370,6 +378,7 @@ def encode_latents(args):
     if not args.smoke:
         with torch.no_grad(), autocast():
             models.WholeClipVae(models.build_vae().to(DEVICE), True).encode(draw(scenes[slice(0, batch)])[0].bfloat16())
+        release()
     vae = load_vae(args, compiled=not args.smoke)
     means, deviations, started = [], [], time.monotonic()
     with torch.no_grad(), autocast():
@@ -438,6 +447,7 @@ def train_teacher(args):
         fast(*random_inputs(batch), *text(empty_ids(batch))).sum().backward()
         for p in named.values():
             p.grad = None
+        release()
     latents, ids = load_latents(args)
     stage.resume(model=model, encoder=encoder, optimizer=optimizer, average=average)
     generator = torch.Generator(DEVICE).manual_seed(2000 + stage.step)
@@ -525,6 +535,7 @@ def train_student(args):
         )
         for p in [*maps.parameters(), *tuned.values()]:
             p.grad = None
+        release()
     with torch.no_grad():
         load_teacher(args, teacher, encoder)
         for name, parameter in teacher.named_parameters():
