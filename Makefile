@@ -54,7 +54,7 @@ bench: all ## measure the operator against oneDNN, and a clip with both attentio
 	$(BUILD)/hla bench generate
 
 lint: ## clang-tidy and cppcheck over the sources
-	@run-clang-tidy -quiet -p $(BUILD) -j $(JOBS) '^$(CURDIR)/(attention|video|cli)/.*\.c$$' >$(BUILD)/tidy.log 2>&1 \
+	@run-clang-tidy -quiet -p $(BUILD) -j $(JOBS) '^$(CURDIR)/((build/)?attention|video|cli)/.*\.c$$' >$(BUILD)/tidy.log 2>&1 \
 	    || { cat $(BUILD)/tidy.log; exit 1; }
 	@cppcheck -q -j $(JOBS) --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
 	    -D_GNU_SOURCE -I include -I . attention video cli

@@ -3,8 +3,8 @@
  *     bench_attention_gemm [--json FILE] [--threads N] [--seconds S] [--kernel NAME]
  *
  * For each shape: every kernel of the table that runs here is checked against the double reference (the gate of
- * operator.md section 7) and only then timed. The rate counts 4 R V T H floating-point operations, whatever form is
- * used; the ratio is to oneDNN's rate at 2048 x 2048 x 2048. Both take turns, and the best run of each counts.
+ * docs/OPERATOR.md section 7) and only then timed. The rate counts 4 R V T H floating-point operations, whatever form
+ * is used; the ratio is to oneDNN's rate at 2048 x 2048 x 2048. Both take turns, and the best run of each counts.
  */
 #include "hla/hla.h"
 

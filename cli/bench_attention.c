@@ -189,7 +189,7 @@ static hlv_status softmax(bench_state *state, const bench_settings *settings, in
                        done);
 }
 
-/* Counting a multiply-add as two (operator.md, section 3). */
+/* Counting a multiply-add as two (docs/OPERATOR.md, section 3). */
 static double count_flops(const bench_settings *settings, int64_t T, bool state_form, bool is_softmax) {
     double tokens = (double)T, V = settings->dim, H = settings->heads;
     double R = pow(settings->rank, settings->factors);

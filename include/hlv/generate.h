@@ -7,7 +7,7 @@
  *     hlv_generate_result result;
  *     if (hlv_generate(model, &options, &result) != HLV_OK) ...
  *
- * Source of the recipe: Wan2.1 (docs/ARCHITECTURE.md); latents, sigmas and guidance as in its diffusers pipeline.
+ * Source of the recipe: Wan2.1 (docs/WAN21.md); latents, sigmas and guidance as in its diffusers pipeline.
  */
 #ifndef HLV_GENERATE_H
 #define HLV_GENERATE_H

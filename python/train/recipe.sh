@@ -13,16 +13,15 @@ cd "$(dirname "$0")"
 [ -e "$work/tokenizer/tokenizer.json" ] || python3 train.py tokenizer --work "$work"
 
 # stage FILE STAGE [options]: runs a stage in the background unless its last file is there.
-stages=""
+running=""
 stage() {
     file=$1 && shift
-    [ -e "$work/$file" ] && return 0
-    log="$work/run_${file%.pt}.log"
-    (python3 train.py "$@" --work "$work" --until "$until" ${RECIPE_ARGS:-} >>"$log" 2>&1 || { tail -n 5 "$log" >&2 && touch "$work/failed"; }) &
-    stages="$stages $!"
+    [ ! -e "$work/$file" ] || return 0
+    # shellcheck disable=SC2086 # RECIPE_ARGS is meant to be split
+    python3 train.py "$@" --work "$work" --until "$until" ${RECIPE_ARGS:-} >>"$work/run_${file%.pt}.log" 2>&1 &
+    running="$running $!"
 }
 
-rm -f "$work/failed"
 stage vae_final.pt vae --seconds 420 ${VAE_INIT:+--init "$VAE_INIT"}
 stage classifier_final.pt classifier --seconds 45
 stage latents.pt latents --clips "${CLIPS:-24000}" --seconds 65
@@ -31,13 +30,20 @@ stage student_16x16_final.pt student --ranks 16,16 --seconds 200
 stage student_256_final.pt student --ranks 256 --seconds 150 --after student_16x16_final.pt
 
 # One stage that fails ends the rest: what they wait for will not come.
-for process in $stages; do
-    while kill -0 "$process" 2>/dev/null; do
-        [ -e "$work/failed" ] && pkill -f "train.py .*--work $work" && exit 1
-        sleep 1
+trap 'kill $running 2>/dev/null || :' EXIT
+while [ -n "$running" ]; do
+    sleep 1
+    left=""
+    for process in $running; do
+        if kill -0 "$process" 2>/dev/null; then
+            left="$left $process"
+        elif ! wait "$process"; then
+            tail -n 5 "$work"/run_*.log >&2
+            exit 1
+        fi
     done
+    running=$left
 done
-[ ! -e "$work/failed" ] || exit 1
 
 if [ ! -e "$work/student_256_final.pt" ]; then
     echo "slice over after $(($(date +%s) - start)) s"

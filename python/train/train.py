@@ -184,7 +184,8 @@ def wait_for(args, name: str) -> Path:
     path = Path(args.work) / name
     while not path.exists():
         if args.until and time.time() > args.until:
-            raise SystemExit(f"{args.stage}: slice over while waiting for {name}")
+            print(f"{args.stage}: slice over while waiting for {name}")
+            raise SystemExit
         time.sleep(0.2)
     return path
 

@@ -69,7 +69,7 @@ hla_status hadamard_run(hla_context *context, hadamard_data *data, const char *k
 /* ||out - expected|| / ||expected||; the norm of out itself where expected is all zero; NaN if out holds one. */
 double hadamard_error(const hadamard_data *data);
 
-/* The gate of operator.md section 7, for hadamard_error. */
+/* The gate of docs/OPERATOR.md section 7, for hadamard_error. */
 double hadamard_tolerance(const hadamard_data *data);
 
 /* Whether everything in out's memory that is no element still is as poisoned. */

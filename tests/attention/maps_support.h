@@ -147,9 +147,9 @@ static inline double rounded(double value, hla_dtype dtype) {
     return (double)narrow;
 }
 
-/* The gate of operator.md section 7: at most twice the error of the naive float32 evaluation, and at most the dtype's
- * limit. With a handful of elements the naive error can be zero by luck (a single key, a power of two), so the first
- * bound is never taken below two roundings of the result. */
+/* The gate of docs/OPERATOR.md section 7: at most twice the error of the naive float32 evaluation, and at most the
+ * dtype's limit. With a handful of elements the naive error can be zero by luck (a single key, a power of two), so the
+ * first bound is never taken below two roundings of the result. */
 static inline bool passes_gate(double error, double naive_error, hla_dtype dtype) {
     static const double limit[] = {1e-5, 1e-2, 2e-3}, rounding[] = {0x1p-24, 0x1p-8, 0x1p-11};
     double bound = 2 * naive_error > 2 * rounding[dtype] ? 2 * naive_error : 2 * rounding[dtype];

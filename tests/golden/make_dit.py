@@ -68,7 +68,7 @@ def save(name, model, cases, **options):
     return folder
 
 
-# Hadamard linear attention, as operator.md defines it, in double.
+# Hadamard linear attention, as docs/OPERATOR.md defines it, in double.
 
 ACTIVATIONS = {
     "relu": lambda u, floor: u.clamp(min=0) + floor,

@@ -217,7 +217,8 @@ static void test_euler_grid(void **state) {
     hlv_context *ctx = open_context();
     hlv_solver *solver = NULL;
     assert_int_equal(hlv_solver_create(ctx, HLV_SAMPLER_EULER, &WAN, 4, 3.0, 2, &solver), HLV_OK);
-    static const double sigmas[] = {0.999999, 0.90012, 0.750375, 0.500999, 0}; /* wan21.md, the same grid */
+    static const double sigmas[] = {0.999999, 0.90012, 0.750375, 0.500999,
+                                    0}; /* docs/WAN21.md section 5, the same grid */
     for (int i = 0; i <= 4; i++)
         assert_true(fabs(hlv_solver_sigma(solver, i) - sigmas[i]) < 2e-6);
     for (int i = 0; i < 4; i++)

@@ -1,6 +1,6 @@
 /* video/dit/forward.c - one forward pass of the transformer. Activations are [N,D] rows of tokens, channels last.
  *
- * Source: Wan2.1 (arXiv 2503.20314) as diffusers' WanTransformer3DModel computes it; docs/ARCHITECTURE.md has the
+ * Source: Wan2.1 (arXiv 2503.20314) as diffusers' WanTransformer3DModel computes it; docs/WAN21.md has the
  * recipe. */
 #include <math.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 /* video/nn/nn.h - layers: linear and convolution through oneDNN, norms and activations of our own. Activations are
  * float32, channels last. With HLA_BF16 the operands of matrix products and convolutions are bf16, sums stay float32.
- * Nothing here depends on the number of threads: work is cut into pieces of fixed size, each done by one thread. A layer
- * is run by one caller at a time, who spreads the work over the context's threads. */
+ * Nothing here depends on the number of threads: work is cut into pieces of fixed size, each done by one thread. A
+ * layer is run by one caller at a time, who spreads the work over the context's threads. */
 #ifndef HLV_NN_H
 #define HLV_NN_H
 

@@ -135,8 +135,10 @@ static void write_cost(FILE *out, const hlv_inspection *found) {
 
 static void write_memory(FILE *out, const hlv_inspection *found) {
     char a[32], b[32], c[32], d[32];
-    fprintf(out, "\nmemory, about (the text encoder is freed after the prompt, the transformer stays):\n  %-8s %12s %12s %12s\n", "", "text",
-            "sampling", "decoding");
+    fprintf(
+        out,
+        "\nmemory, about (the text encoder is freed after the prompt, the transformer stays):\n  %-8s %12s %12s %12s\n",
+        "", "text", "sampling", "decoding");
     for (int i = 0; i < 2; i++) {
         const hlv_stage_memory *memory = &found->memory[i];
         fprintf(out, "  %-8s %12s %12s %12s", i ? "bf16" : "float32", scaled(a, memory->text, "B"),
