@@ -13,56 +13,16 @@
 
 /* crf 18 and 24: no visible loss in H.264 and VP9. Colours are converted by BT.709 and marked so, because unmarked
  * files are guessed at differently by different players. use_metadata_tags keeps keys that MP4 has no atom for. */
-static const char *const mp4_options[] = {"-vf",
-                                          "scale=out_color_matrix=bt709:out_range=tv",
-                                          "-c:v",
-                                          "libx264",
-                                          "-preset",
-                                          "medium",
-                                          "-crf",
-                                          "18",
-                                          "-pix_fmt",
-                                          "yuv420p",
-                                          "-colorspace",
-                                          "bt709",
-                                          "-color_primaries",
-                                          "bt709",
-                                          "-color_trc",
-                                          "bt709",
-                                          "-color_range",
-                                          "tv",
-                                          "-movflags",
-                                          "+faststart+use_metadata_tags",
-                                          "-f",
-                                          "mp4",
-                                          NULL};
-static const char *const webm_options[] = {"-vf",
-                                           "scale=out_color_matrix=bt709:out_range=tv",
-                                           "-c:v",
-                                           "libvpx-vp9",
-                                           "-crf",
-                                           "24",
-                                           "-b:v",
-                                           "0",
-                                           "-deadline",
-                                           "good",
-                                           "-cpu-used",
-                                           "4",
-                                           "-row-mt",
-                                           "1",
-                                           "-pix_fmt",
-                                           "yuv420p",
-                                           "-colorspace",
-                                           "bt709",
-                                           "-color_primaries",
-                                           "bt709",
-                                           "-color_trc",
-                                           "bt709",
-                                           "-color_range",
-                                           "tv",
-                                           "-f",
-                                           "webm",
-                                           NULL};
+/* clang-format off */
+static const char *const mp4_options[] = {
+    "-vf", "scale=out_color_matrix=bt709:out_range=tv", "-c:v", "libx264", "-preset", "medium", "-crf", "18",
+    "-pix_fmt", "yuv420p", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
+    "-color_range", "tv", "-movflags", "+faststart+use_metadata_tags", "-f", "mp4", NULL};
+static const char *const webm_options[] = {
+    "-vf", "scale=out_color_matrix=bt709:out_range=tv", "-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0",
+    "-deadline", "good", "-cpu-used", "4", "-row-mt", "1", "-pix_fmt", "yuv420p", "-colorspace", "bt709",
+    "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv", "-f", "webm", NULL};
+/* clang-format on */
 
 static const hlv_video_format formats[] = {
     {".mp4", &hlv_ffmpeg_encoder, mp4_options, false}, {".webm", &hlv_ffmpeg_encoder, webm_options, false},
