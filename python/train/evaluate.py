@@ -18,80 +18,11 @@ import torch
 import torch.nn.functional as F
 import train
 import world
+from classifier import Classifier, classifier_input, frechet, read
 from PIL import Image
-from torch import nn
+from stage import DEVICE, autocast, setup
 
 import models
-
-DEVICE = train.DEVICE
-FEATURES = 128
-
-
-class Classifier(nn.Module):
-    """Clips [n, 3, 9, 64, 64] -> scores of (object, motion) of slot 0, of slot 1 (last class: none), background;
-    features."""
-
-    def __init__(self):
-        super().__init__()
-
-        def layer(a, b, stride):
-            return nn.Sequential(nn.Conv3d(a, b, 3, stride, 1, bias=False), nn.BatchNorm3d(b), nn.ReLU())
-
-        self.body = nn.Sequential(
-            layer(3, 32, (1, 2, 2)), layer(32, 64, 1), layer(64, 96, (1, 2, 2)), layer(96, 128, (2, 2, 2)),
-            layer(128, 192, (2, 2, 2)), nn.Flatten(), nn.LazyLinear(FEATURES), nn.ReLU(),
-        )  # fmt: skip
-        sizes = [
-            len(world.OBJECTS),
-            len(world.MOTIONS),
-            len(world.OBJECTS) + 1,
-            len(world.MOTIONS) + 1,
-            len(world.BACKGROUNDS),
-        ]
-        self.heads = nn.ModuleList(nn.Linear(FEATURES, n) for n in sizes)
-        self(torch.zeros(2, 3, 9, 64, 64))
-
-    def forward(self, x):
-        features = self.body(x)
-        return [head(features) for head in self.heads], features.float()
-
-
-def classifier_input(clips, every: int = 4):
-    """[n, 3, 33, 128, 128] -> [n, 3, 9, 64, 64]; every 1 where the frames were picked already."""
-    return F.avg_pool3d(clips[:, :, ::every], (1, 2, 2))
-
-
-def labels(scenes: world.Scenes, device):
-    """One target a head."""
-    none = scenes.object[:, 1] < 0
-    second = torch.where(none, len(world.OBJECTS), scenes.object[:, 1])
-    second_motion = torch.where(none, len(world.MOTIONS), scenes.motion[:, 1])
-    targets = [scenes.object[:, 0], scenes.motion[:, 0], second, second_motion, scenes.background]
-    return [t.to(device) for t in targets]
-
-
-@torch.no_grad()
-def read(classifier, inputs, scenes):
-    """Accuracy on object, motion and background in percent, and the features. An object or motion counts as right
-    when it is right in every slot that the caption names, and the second slot is empty where it names none."""
-    correct, features = [], []
-    for i in range(0, len(inputs), 250):
-        with train.autocast():
-            scores, f = classifier(inputs[i : i + 250])
-        guess = [s.argmax(1) for s in scores]
-        right = [g == y for g, y in zip(guess, labels(scenes[slice(i, i + 250)], DEVICE), strict=True)]
-        correct.append(torch.stack([right[0] & right[2], right[1] & right[3], right[4]], 1))
-        features.append(f)
-    accuracy = 100 * torch.cat(correct).float().mean(0)
-    return dict(zip(("object", "motion", "background"), accuracy.tolist(), strict=True)), torch.cat(features)
-
-
-def frechet(a, b) -> float:
-    """Frechet distance of two sets of features [n, d] seen as Gaussians."""
-    a, b = a.double(), b.double()
-    ca, cb = torch.cov(a.T), torch.cov(b.T)
-    roots = torch.linalg.eigvals(ca @ cb).real.clamp(min=0).sqrt().sum()
-    return ((a.mean(0) - b.mean(0)).square().sum() + ca.trace() + cb.trace() - 2 * roots).item()
 
 
 def contact_sheet(clips, sentences, path, rows=6, columns=4):
@@ -120,8 +51,7 @@ class Generator:
     def __init__(self, args):
         self.args = args
         self.model, encoder = train.build_teacher(args)
-        with torch.no_grad():
-            train.load_teacher(args, self.model, encoder)
+        train.load_teacher(args, self.model, encoder)
         rounded(self.model)
         self.text = train.Text(rounded(encoder))
         self.tokenizer = train.load_tokenizer(args)
@@ -129,22 +59,18 @@ class Generator:
         rounded(self.vae.vae)
         stats = json.loads((Path(args.work) / "latents_stats.json").read_text())
         self.mean, self.std = (torch.tensor(stats[k], device=DEVICE).view(1, -1, 1, 1, 1) for k in ("mean", "std"))
-        self.dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 
     def student(self, ranks):
         path = Path(self.args.work) / f"{train.student_name(ranks)}_final.pt"
         weights = torch.load(path, map_location=DEVICE, weights_only=True)
-        config = self.model.config
-        maps = models.HadamardMaps(config.num_layers, config.num_attention_heads, config.attention_head_dim, ranks).to(
-            DEVICE
-        )
+        maps = train.build_maps(self.model, ranks)
         maps.load_state_dict({n[5:]: w for n, w in weights.items() if n.startswith("maps.")})
         tuned = {n[6:]: w.bfloat16().float() for n, w in weights.items() if n.startswith("tuned.")}
         return rounded(maps).requires_grad_(False), tuned
 
     @torch.no_grad()
     def __call__(self, sentences, guidance, maps=None, tuned=None):
-        fast = models.FastTransformer(self.model, self.dtype, compiled=DEVICE == "cuda")
+        fast = models.FastTransformer(self.model, train.PRECISION, compiled=DEVICE == "cuda")
         shape = (models.LATENT_CHANNELS, models.LATENT_FRAMES, models.LATENT_SIZE, models.LATENT_SIZE)
         clips = []
         generator = torch.Generator(DEVICE).manual_seed(77)
@@ -160,8 +86,8 @@ class Generator:
         return torch.cat(clips)
 
     def decode(self, latents):
-        with torch.no_grad(), train.autocast():
-            return self.vae.decode((latents * self.std + self.mean).to(self.dtype)).clamp(-1, 1)
+        with torch.no_grad(), autocast():
+            return self.vae.decode((latents * self.std + self.mean).to(train.PRECISION)).clamp(-1, 1)
 
 
 def main():
@@ -175,7 +101,7 @@ def main():
     parser.add_argument("--methods", default="real,vae,softmax,16x16,256")
     parser.add_argument("--batch", type=int, default=125)
     args = parser.parse_args()
-    train.setup()
+    setup()
     work = Path(args.work)
     classifier = Classifier().to(DEVICE)
     classifier.load_state_dict(torch.load(work / "classifier_final.pt", map_location=DEVICE, weights_only=True))
@@ -227,8 +153,8 @@ def scan(args, generate, classifier, real_features) -> float:
 
 
 def through_vae(generate, clips):
-    with torch.no_grad(), train.autocast():
-        mean, _ = generate.vae.encode(clips.to(generate.dtype))
+    with torch.no_grad(), autocast():
+        mean, _ = generate.vae.encode(clips.to(train.PRECISION))
     return generate.decode((mean - generate.mean) / generate.std)
 
 

@@ -19,7 +19,6 @@ machine.
 """
 
 import argparse
-import gc
 import json
 import math
 import random
@@ -31,184 +30,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import world
+from classifier import Classifier, classifier_input, labels
+from optimizer import Average, Optimizer, rate
+from stage import DEVICE, Stage, autocast, release, save_final, setup, wait_for
 
 import models
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PRECISION = torch.bfloat16 if DEVICE == "cuda" else torch.float32  # of the transformer's matrix products
 
 
 # ---- shared ----
 
 
-class Stage:
-    """Time budget, log and checkpoint of one stage. `fraction` runs from 0 to 1 over all slices of it."""
-
-    def __init__(self, args, name: str, save_every: float = 120.0):
-        self.path = Path(args.work) / f"{name}.pt"
-        self.log_path = Path(args.work) / f"{name}.log"
-        self.budget, self.smoke, self.save_every, self.until = args.seconds, args.smoke, save_every, args.until
-        self.spent, self.step, self.started, self.saved = 0.0, 0, time.monotonic(), time.monotonic()
-        self.objects: dict = {}
-
-    def resume(self, **objects):
-        """Objects with state_dict / load_state_dict that make up the state."""
-        self.objects = objects
-        if self.path.exists():
-            state = torch.load(self.path, map_location=DEVICE, weights_only=True)
-            self.spent, self.step = state["spent"], state["step"]
-            for name, thing in objects.items():
-                thing.load_state_dict(state[name])
-            self.log(f"resumed at step {self.step}, {self.spent:.0f} s spent")
-        self.started = time.monotonic()
-
-    @property
-    def elapsed(self) -> float:
-        return self.spent + time.monotonic() - self.started
-
-    @property
-    def fraction(self) -> float:
-        return self.step / 3 if self.smoke else self.elapsed / self.budget
-
-    def running(self) -> bool:
-        over = self.until and time.time() > self.until
-        if over or time.monotonic() - self.saved > self.save_every:
-            self.save()
-        if over:
-            self.log(f"slice over at step {self.step}")
-            raise SystemExit
-        return self.fraction < 1
-
-    def save(self):
-        state = {name: thing.state_dict() for name, thing in self.objects.items()}
-        torch.save({**state, "spent": self.elapsed, "step": self.step}, self.path.with_suffix(".tmp"))
-        self.path.with_suffix(".tmp").replace(self.path)
-        self.saved = time.monotonic()
-
-    def log(self, text: str):
-        line = f"{self.path.stem} {self.elapsed:6.0f} s  {text}"
-        print(line, flush=True)
-        with self.log_path.open("a") as log:
-            log.write(line + "\n")
-
-
-def rate(fraction: float, warmup: float = 0.02) -> float:
-    """Learning-rate factor: linear up, then flat, then linear down to zero over the last 60 %."""
-    return min(1.0, fraction / warmup) * min(1.0, max(0.0, (1 - fraction) / 0.6))
-
-
-class Optimizer:
-    """Muon (orthogonalised momentum, Jordan et al. 2024) for matrices and convolutions, AdamW for the rest."""
-
-    def __init__(self, matrices, others, matrix_lr=2e-3, lr=1e-3):
-        self.matrices, self.matrix_lr, self.lr = list(matrices), matrix_lr, lr
-        self.momentum = [torch.zeros_like(p) for p in self.matrices]
-        by_shape: dict = {}
-        for i, p in enumerate(self.matrices):
-            by_shape.setdefault(p.flatten(1).shape, []).append(i)
-        self.alike = list(by_shape.values())
-        self.adam = torch.optim.AdamW(list(others), lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=DEVICE == "cuda")
-
-    def state_dict(self):
-        return {"momentum": self.momentum, "adam": self.adam.state_dict()}
-
-    def load_state_dict(self, state):
-        for mine, saved in zip(self.momentum, state["momentum"], strict=True):
-            mine.copy_(saved)
-        self.adam.load_state_dict(state["adam"])
-
-    def parameters(self):
-        return self.matrices + [p for group in self.adam.param_groups for p in group["params"]]
-
-    @torch.no_grad()
-    def step(self, factor: float):
-        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
-        for group in self.adam.param_groups:
-            group["lr"] = self.lr * factor
-        self.adam.step()
-        gradients = [p.grad for p in self.matrices]
-        torch._foreach_lerp_(self.momentum, gradients, 0.05)
-        updates = list(torch._foreach_lerp(gradients, self.momentum, 0.95))
-        for rows in self.alike:
-            whole = orthogonalise(torch.stack([updates[i].flatten(1) for i in rows]))
-            whole *= 0.2 * math.sqrt(max(whole.shape[1:])) * self.matrix_lr * factor
-            for i, update in zip(rows, whole.float(), strict=True):
-                updates[i] = update.view(self.matrices[i].shape)
-        torch._foreach_mul_(self.matrices, 1 - 0.01 * self.matrix_lr * factor)
-        torch._foreach_sub_(self.matrices, updates)
-        for p in self.parameters():
-            p.grad = None
-
-
-def orthogonalise(g):
-    """Newton-Schulz iteration towards the nearest orthogonal matrices, [n, rows, columns]."""
-    tall = g.shape[-2] > g.shape[-1]
-    x = (g.mT if tall else g).bfloat16()
-    x = x / (x.float().flatten(1).norm(dim=1)[:, None, None] + 1e-7).bfloat16()
-    for _ in range(5):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x.mT if tall else x
-
-
-class Average:
-    """Exponential moving average of tensors, warmed up."""
-
-    def __init__(self, tensors: dict, decay=0.999):
-        self.live, self.decay, self.count = tensors, decay, 0
-        self.mean = {name: t.detach().clone() for name, t in tensors.items()}
-
-    @torch.no_grad()
-    def update(self):
-        self.count += 1
-        decay = min(self.decay, (1 + self.count) / (10 + self.count))
-        torch._foreach_lerp_(list(self.mean.values()), [t.detach() for t in self.live.values()], 1 - decay)
-
-    def state_dict(self):
-        return {"mean": self.mean, "count": self.count}
-
-    def load_state_dict(self, state):
-        self.count = state["count"]
-        for name, value in state["mean"].items():
-            self.mean[name].copy_(value)
-
-
-def setup():
-    """Faster arithmetic where it is exact enough, and room for one compilation a shape."""
-    torch.set_float32_matmul_precision("high")
-    torch._dynamo.config.recompile_limit = 64
-
-
-def wait_for(args, name: str) -> Path:
-    """The path of a file of --work, once the stage before has written it; ends the process when the slice is over
-    first."""
-    path = Path(args.work) / name
-    while not path.exists():
-        if args.until and time.time() > args.until:
-            print(f"{args.stage}: slice over while waiting for {name}")
-            raise SystemExit
-        time.sleep(0.2)
-    return path
-
-
-def release():
-    """Gives back what compiling took: other stages run on the same device meanwhile."""
-    gc.collect()
-    if DEVICE == "cuda":
-        torch.cuda.empty_cache()
-
-
-def save_final(state, path: Path):
-    """Under its name only when whole: other stages wait for it."""
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
-
-
 def renderer(args) -> world.Renderer:
     return world.Renderer(np.load(Path(args.work) / "sprites.npy"), DEVICE)
-
-
-def autocast():
-    return torch.autocast(DEVICE, torch.bfloat16)
 
 
 def normal_timesteps(n: int, generator=None, shift: float = 2.5):
@@ -433,15 +268,14 @@ def is_matrix(name: str, p) -> bool:
 def train_teacher(args):
     stage = Stage(args, "teacher")
     torch.manual_seed(3)
-    vocab = len(load_tokenizer(args))
-    model, encoder = models.build_transformer().to(DEVICE), models.build_text_encoder(vocab).to(DEVICE)
+    model, encoder = build_teacher(args)
     named = {f"transformer.{n}": p for n, p in model.named_parameters()}
     named.update({f"text.{n}": p for n, p in encoder.named_parameters()})
     matrices = [p for n, p in model.named_parameters() if is_matrix(n, p)]
     chosen = {id(p) for p in matrices}
     optimizer = Optimizer(matrices, [p for p in named.values() if id(p) not in chosen])
     average = Average(named)
-    fast = models.FastTransformer(model, torch.bfloat16 if DEVICE == "cuda" else torch.float32, compiled=not args.smoke)
+    fast = models.FastTransformer(model, PRECISION, compiled=not args.smoke)
     text = Text(encoder)
     batch, mean_loss = (2 if args.smoke else 64), None
     if not args.smoke:
@@ -453,17 +287,9 @@ def train_teacher(args):
     stage.resume(model=model, encoder=encoder, optimizer=optimizer, average=average)
     generator = torch.Generator(DEVICE).manual_seed(2000 + stage.step)
     while stage.running():
-        rows = torch.randint(len(latents), (batch,), device=DEVICE, generator=generator)
-        wording = torch.randint(6, (batch,), device=DEVICE, generator=generator)
-        caption = ids[rows, wording]
-        unconditional = torch.rand(batch, device=DEVICE, generator=generator) < 0.1
-        caption = torch.where(unconditional[:, None], empty_ids(batch), caption)
-        clean = latents[rows].float()
-        noise = torch.randn(clean.shape, device=DEVICE, generator=generator)
-        sigma = normal_timesteps(batch, generator)
-        noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
+        noisy, sigma, target, caption = draw_batch(latents, ids, batch, 0.1, generator)
         velocity = fast(noisy, 1000 * sigma, *text(caption))
-        loss = F.mse_loss(velocity, noise - clean)
+        loss = F.mse_loss(velocity, target)
         loss.backward()
         optimizer.step(rate(stage.fraction))
         average.update()
@@ -487,6 +313,18 @@ def random_inputs(n: int):
     return torch.randn(shape, device=DEVICE), 1000 * torch.rand(n, device=DEVICE)
 
 
+def draw_batch(latents, ids, n: int, unconditional: float, generator):
+    """Noisy latents at random sigmas, the sigmas, the velocity there, and captions, a share of them emptied."""
+    rows = torch.randint(len(latents), (n,), device=DEVICE, generator=generator)
+    caption = ids[rows, torch.randint(ids.shape[1], (n,), device=DEVICE, generator=generator)]
+    emptied = torch.rand(n, device=DEVICE, generator=generator) < unconditional
+    caption = torch.where(emptied[:, None], empty_ids(n), caption)
+    clean = latents[rows].float()
+    noise = torch.randn(clean.shape, device=DEVICE, generator=generator)
+    sigma = normal_timesteps(n, generator)
+    return torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1)), sigma, noise - clean, caption
+
+
 def empty_ids(n: int) -> torch.Tensor:
     ids = torch.zeros(n, models.MAX_TOKENS, dtype=torch.int32, device=DEVICE)
     ids[:, 0] = 1
@@ -494,17 +332,24 @@ def empty_ids(n: int) -> torch.Tensor:
 
 
 def build_teacher(args):
-    """Transformer and text encoder of the right sizes, on the device, frozen."""
-    model = models.build_transformer().to(DEVICE).requires_grad_(False)
-    return model, models.build_text_encoder(len(load_tokenizer(args))).to(DEVICE).requires_grad_(False)
+    """Transformer and text encoder of the right sizes, on the device."""
+    model = models.build_transformer().to(DEVICE)
+    return model, models.build_text_encoder(len(load_tokenizer(args))).to(DEVICE)
 
 
+@torch.no_grad()
 def load_teacher(args, model, encoder):
-    """The averaged weights, once the teacher is finished."""
+    """The averaged weights, once the teacher is finished; frozen from then on."""
     weights = torch.load(wait_for(args, "teacher_final.pt"), map_location=DEVICE, weights_only=True)
     for prefix, module in (("transformer.", model), ("text.", encoder)):
         for name, parameter in module.named_parameters():
             parameter.copy_(weights[prefix + name])
+        module.requires_grad_(False)
+
+
+def build_maps(transformer, ranks: list[int]) -> models.HadamardMaps:
+    c = transformer.config
+    return models.HadamardMaps(c.num_layers, c.num_attention_heads, c.attention_head_dim, ranks).to(DEVICE)
 
 
 def student_name(ranks: list[int]) -> str:
@@ -516,17 +361,12 @@ def train_student(args):
     activations, then maps and attn1 learn the teacher's velocity and the flow-matching target together."""
     ranks = [int(r) for r in args.ranks.split(",")]
     stage = Stage(args, student_name(ranks))
-    teacher, encoder = build_teacher(args)
-    fast = models.FastTransformer(
-        teacher, torch.bfloat16 if DEVICE == "cuda" else torch.float32, compiled=not args.smoke
-    )
+    teacher, encoder = (part.requires_grad_(False) for part in build_teacher(args))
+    fast = models.FastTransformer(teacher, PRECISION, compiled=not args.smoke)
     attend = models.hadamard_attention if args.smoke else torch.compile(models.hadamard_attention, dynamic=False)
     text = Text(encoder)
     torch.manual_seed(4)
-    config = teacher.config
-    maps = models.HadamardMaps(config.num_layers, config.num_attention_heads, config.attention_head_dim, ranks).to(
-        DEVICE
-    )
+    maps = build_maps(teacher, ranks)
     tuned = {n: p.detach().clone().requires_grad_() for n, p in teacher.named_parameters() if ".attn1." in n}
     batches = (2, 2) if args.smoke else (32, 48)
     if not args.smoke:
@@ -537,8 +377,8 @@ def train_student(args):
         for p in [*maps.parameters(), *tuned.values()]:
             p.grad = None
         release()
+    load_teacher(args, teacher, encoder)
     with torch.no_grad():
-        load_teacher(args, teacher, encoder)
         for name, parameter in teacher.named_parameters():
             if name in tuned:
                 tuned[name].copy_(parameter)
@@ -556,14 +396,7 @@ def train_student(args):
     while stage.running():
         distilling = stage.fraction < DISTIL_SHARE
         batch = batches[0] if distilling else batches[1]
-        rows = torch.randint(len(latents), (batch,), device=DEVICE, generator=generator)
-        caption = ids[rows, torch.randint(6, (batch,), device=DEVICE, generator=generator)]
-        unconditional = torch.rand(batch, device=DEVICE, generator=generator) < 0.15
-        caption = torch.where(unconditional[:, None], empty_ids(batch), caption)
-        clean = latents[rows].float()
-        noise = torch.randn(clean.shape, device=DEVICE, generator=generator)
-        sigma = normal_timesteps(batch, generator)
-        noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
+        noisy, sigma, target, caption = draw_batch(latents, ids, batch, 0.15, generator)
         with torch.no_grad():
             words = text(caption)
         if distilling:
@@ -573,7 +406,7 @@ def train_student(args):
             distil.step()
             distil.zero_grad(set_to_none=True)
         else:
-            losses = match_step(fast, maps, tuned, noisy, 1000 * sigma, words, noise - clean)
+            losses = match_step(fast, maps, tuned, noisy, 1000 * sigma, words, target)
             optimizer.step(rate((stage.fraction - DISTIL_SHARE) / (1 - DISTIL_SHARE)))
         average.update()
         if stage.step % (1 if args.smoke else 100) == 0:
@@ -633,8 +466,6 @@ def distil_step(fast, attend, maps, noisy, timestep, words):
 
 
 def train_classifier(args):
-    from evaluate import Classifier, classifier_input, labels
-
     stage = Stage(args, "classifier")
     torch.manual_seed(6)
     model = Classifier().to(DEVICE)

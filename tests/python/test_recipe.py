@@ -14,7 +14,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python" / "train"))
-import train  # noqa: E402
+import optimizer  # noqa: E402
 import world  # noqa: E402
 
 import models  # noqa: E402
@@ -121,5 +121,5 @@ def test_objects_move_as_the_caption_says():
 def test_muon_steps_are_orthogonal():
     torch.manual_seed(4)
     for shape in ((3, 16, 16), (2, 32, 8), (2, 8, 32)):
-        singular = torch.linalg.svdvals(train.orthogonalise(torch.randn(shape)).float())
+        singular = torch.linalg.svdvals(optimizer.orthogonalise(torch.randn(shape)).float())
         assert singular.min() > 0.3 and singular.max() < 1.5
