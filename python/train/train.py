@@ -132,6 +132,7 @@ def train_vae(args):
     """Most of the time on clips cropped around an object, the rest on whole pictures. Always all frames: trained on
     17, the VAE fades towards the 33rd."""
     stage = Stage(args, "vae")
+    torch.manual_seed(2)
     vae = models.build_vae().to(DEVICE)
     if args.init:
         vae.load_state_dict(torch.load(args.init, map_location=DEVICE, weights_only=True))
