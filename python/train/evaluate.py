@@ -53,6 +53,7 @@ class Generator:
         self.model, encoder = train.build_teacher(args)
         train.load_teacher(args, self.model, encoder)
         rounded(self.model)
+        self.transformer = models.FastTransformer(self.model, train.PRECISION, compiled=DEVICE == "cuda")
         self.text = train.Text(rounded(encoder))
         self.tokenizer = train.load_tokenizer(args)
         self.vae = train.load_vae(args)
@@ -70,7 +71,6 @@ class Generator:
 
     @torch.no_grad()
     def __call__(self, sentences, guidance, maps=None, tuned=None):
-        fast = models.FastTransformer(self.model, train.PRECISION, compiled=DEVICE == "cuda")
         shape = (models.LATENT_CHANNELS, models.LATENT_FRAMES, models.LATENT_SIZE, models.LATENT_SIZE)
         clips = []
         generator = torch.Generator(DEVICE).manual_seed(77)
@@ -79,7 +79,7 @@ class Generator:
             ids = train.tokenize(self.tokenizer, sentences[i : i + batch]).to(DEVICE)
             noise = torch.randn((len(ids), *shape), device=DEVICE, generator=generator)
             latents = models.sample(
-                lambda x, t, text, bias: fast(x, t, text, bias, maps=maps, weights=tuned),
+                lambda x, t, text, bias: self.transformer(x, t, text, bias, maps=maps, weights=tuned),
                 self.text(ids), self.text(train.empty_ids(len(ids))), noise, self.args.steps, guidance,
             )  # fmt: skip
             clips += [self.decode(z) for z in latents.split(5)]

@@ -22,12 +22,12 @@ stage() {
     running="$running $!"
 }
 
-stage vae_final.pt vae --seconds 420 ${VAE_INIT:+--init "$VAE_INIT"}
+stage vae_final.pt vae --seconds 490 ${VAE_INIT:+--init "$VAE_INIT"}
 stage classifier_final.pt classifier --seconds 45
 stage latents.pt latents --clips "${CLIPS:-24000}" --seconds 65
-stage teacher_final.pt teacher --seconds 600
-stage student_16x16_final.pt student --ranks 16,16 --seconds 200
-stage student_256_final.pt student --ranks 256 --seconds 150 --after student_16x16_final.pt
+stage teacher_final.pt teacher --seconds 610
+stage student_16x16_final.pt student --ranks 16,16 --seconds 190
+stage student_256_final.pt student --ranks 256 --seconds 190 --after student_16x16_final.pt
 
 # One stage that fails ends the rest: what they wait for will not come.
 trap 'kill $running 2>/dev/null || :' EXIT
@@ -47,7 +47,7 @@ done
 
 if [ ! -e "$work/student_256_final.pt" ]; then
     echo "slice over after $(($(date +%s) - start)) s"
-elif [ $(($(date +%s) + 150)) -gt "$until" ] && [ "$seconds" -gt 150 ]; then
+elif [ $(($(date +%s) + 110)) -gt "$until" ] && [ "$seconds" -gt 110 ]; then
     echo "trained; run again to evaluate"
 else
     python3 evaluate.py --work "$work" ${EVALUATE_ARGS:---scan 1.5,3,5} | tee -a "$work/evaluate.log"
