@@ -22,12 +22,12 @@ stage() {
     running="$running $!"
 }
 
-stage vae_final.pt vae --seconds 490 ${VAE_INIT:+--init "$VAE_INIT"}
+stage vae_final.pt vae --seconds 440 ${VAE_INIT:+--init "$VAE_INIT"}
 stage classifier_final.pt classifier --seconds 45
-stage latents.pt latents --clips "${CLIPS:-24000}" --seconds 65
-stage teacher_final.pt teacher --seconds 610
-stage student_16x16_final.pt student --ranks 16,16 --seconds 190
-stage student_256_final.pt student --ranks 256 --seconds 190 --after student_16x16_final.pt
+stage latents.pt latents --clips "${CLIPS:-20000}" --seconds 55
+stage teacher_final.pt teacher --seconds 540
+stage student_16x16_final.pt student --ranks 16,16 --seconds 135
+stage student_256_final.pt student --ranks 256 --seconds 135 --after student_16x16_final.pt
 
 # One stage that fails ends the rest: what they wait for will not come.
 trap 'kill $running 2>/dev/null || :' EXIT
