@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs the recipe of hla-tiny, or goes on with it, for at most SECONDS on one GPU. Run it again until it says "finished".
 #     recipe.sh SECONDS [WORK]        CLIPS=8 RECIPE_ARGS=--smoke recipe.sh 600 tries it out anywhere
+# hla-tiny's VAE began (VAE_INIT) with what 500 s on clips of 9 and 17 frames had left.
 # WORK (default out/train) must hold sprites.npy (sprites.py). All stages start at once, compile, and wait for each other's
 # files; a stage that is finished is not started again.
 set -eu
