@@ -39,6 +39,20 @@ HLA_INLINE float hla_vector_largest(hla_vector x) {
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
+#elif defined(HLA_ISA_IS_NEON)
+/* A comparison with NaN is false, so that y is taken; NEON's own maximum would prefer the NaN, its maxnm the number. */
+HLA_INLINE hla_vector hla_vector_larger(hla_vector x, hla_vector y) {
+    return vbslq_f32(vcgtq_f32(x, y), x, y);
+}
+HLA_INLINE hla_vector hla_vector_smaller(hla_vector x, hla_vector y) {
+    return vbslq_f32(vcltq_f32(x, y), x, y);
+}
+HLA_INLINE hla_vector hla_vector_exponent(hla_vector x) {
+    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(x), 23));
+}
+HLA_INLINE float hla_vector_largest(hla_vector x) {
+    return vmaxvq_f32(x);
+}
 #else
 typedef int32_t hla_vector_bits __attribute__((vector_size(16)));
 

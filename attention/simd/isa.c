@@ -10,11 +10,16 @@ bool hla_isa_runs(hla_isa isa) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     }
+#elif defined(__aarch64__)
+    if (isa == HLA_ISA_NEON) return true;
 #endif
     return false;
 }
 
 const char *hla_isa_needs(hla_isa isa) {
-    static const char *const needs[] = {"", "AVX2, FMA", "AVX-512 F, BW, DQ, VL"};
+    static const char *const needs[] = {[HLA_ISA_BASELINE] = "",
+                                        [HLA_ISA_AVX2] = "AVX2, FMA",
+                                        [HLA_ISA_AVX512] = "AVX-512 F, BW, DQ, VL",
+                                        [HLA_ISA_NEON] = "AArch64 NEON"};
     return needs[isa];
 }

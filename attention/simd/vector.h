@@ -1,7 +1,7 @@
 /* attention/simd/vector.h - the few vector operations kernels are written in, for the instruction set HLA_ISA.
  *
- * A kernel source is compiled once per set (hla_isa_sources in CMakeLists.txt) with HLA_ISA defined as baseline, avx2
- * or avx512 and the compiler flags that go with it. HLA_ISA_NAME(x) makes x_<set>, so that the copies link side by
+ * A kernel source is compiled once per set (hla_isa_sources in CMakeLists.txt) with HLA_ISA defined as baseline, avx2,
+ * avx512 or neon and the compiler flags that go with it. HLA_ISA_NAME(x) makes x_<set>, so that the copies link side by
  * side; everything else in such a source is static.
  */
 #ifndef HLA_SIMD_VECTOR_H
@@ -87,7 +87,38 @@ HLA_INLINE hla_vector hla_vector_multiply_add(hla_vector x, hla_vector y, hla_ve
     return _mm256_fmadd_ps(x, y, sum);
 }
 
-#else /* any compiler with vector types: SSE2 on x86-64, NEON's plain operations on AArch64 */
+#elif defined(HLA_ISA_IS_NEON)
+#include <arm_neon.h>
+#define HLA_ISA_VALUE HLA_ISA_NEON
+enum { HLA_VECTOR_WIDTH = 4, HLA_TILE_ROWS = 8 }; /* 32 registers: 8 x 2 sums hide the latency of four FMA pipes */
+typedef float32x4_t hla_vector;
+
+HLA_INLINE hla_vector hla_vector_zero(void) {
+    return vdupq_n_f32(0);
+}
+HLA_INLINE hla_vector hla_vector_set(float x) {
+    return vdupq_n_f32(x);
+}
+HLA_INLINE hla_vector hla_vector_load(const float *p) {
+    return vld1q_f32(p);
+}
+HLA_INLINE void hla_vector_store(float *p, hla_vector x) {
+    vst1q_f32(p, x);
+}
+HLA_INLINE hla_vector hla_vector_add(hla_vector x, hla_vector y) {
+    return vaddq_f32(x, y);
+}
+HLA_INLINE hla_vector hla_vector_multiply(hla_vector x, hla_vector y) {
+    return vmulq_f32(x, y);
+}
+HLA_INLINE hla_vector hla_vector_divide(hla_vector x, hla_vector y) {
+    return vdivq_f32(x, y);
+}
+HLA_INLINE hla_vector hla_vector_multiply_add(hla_vector x, hla_vector y, hla_vector sum) {
+    return vfmaq_f32(sum, x, y);
+}
+
+#else /* any compiler with vector types: SSE2 on x86-64, NEON without fused multiply-add on AArch64 */
 #define HLA_ISA_VALUE HLA_ISA_BASELINE
 enum { HLA_VECTOR_WIDTH = 4, HLA_TILE_ROWS = 4 };
 typedef float hla_vector __attribute__((vector_size(16)));

@@ -9,6 +9,8 @@ static const hla_feature_map_entry *const table[] = {
 #if defined(__x86_64__)
     &hla_feature_map_avx2,
     &hla_feature_map_avx512,
+#elif defined(__aarch64__)
+    &hla_feature_map_neon,
 #endif
 };
 enum { TABLE_SIZE = sizeof table / sizeof table[0] };

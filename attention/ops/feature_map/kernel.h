@@ -28,6 +28,8 @@ typedef struct hla_feature_map_entry {
 extern const hla_feature_map_entry hla_feature_map_reference, hla_feature_map_baseline;
 #if defined(__x86_64__)
 extern const hla_feature_map_entry hla_feature_map_avx2, hla_feature_map_avx512;
+#elif defined(__aarch64__)
+extern const hla_feature_map_entry hla_feature_map_neon;
 #endif
 
 /* The oracle: row out[b,t,h,:] in double. row: R doubles; x and hidden: D doubles of scratch each, input: D floats. */

@@ -6,6 +6,8 @@ static const hla_hadamard_entry *const table[] = {
 #if defined(__x86_64__)
     &hla_hadamard_quadratic_avx2, &hla_hadamard_state_avx2,         &hla_hadamard_quadratic_avx512,
     &hla_hadamard_state_avx512,
+#elif defined(__aarch64__)
+    &hla_hadamard_quadratic_neon, &hla_hadamard_state_neon,
 #endif
 };
 enum { TABLE_SIZE = sizeof table / sizeof table[0] };

@@ -31,6 +31,8 @@ extern const hla_hadamard_entry hla_hadamard_quadratic_baseline, hla_hadamard_st
 #if defined(__x86_64__)
 extern const hla_hadamard_entry hla_hadamard_quadratic_avx2, hla_hadamard_state_avx2;
 extern const hla_hadamard_entry hla_hadamard_quadratic_avx512, hla_hadamard_state_avx512;
+#elif defined(__aarch64__)
+extern const hla_hadamard_entry hla_hadamard_quadratic_neon, hla_hadamard_state_neon;
 #endif
 
 /* The kernel to use: problem->kernel, else the variable HLA_KERNEL, else the best of the wanted form that runs here

@@ -19,6 +19,8 @@ static const hla_softmax_entry *const table[] = {
 #if defined(__x86_64__)
     &hla_softmax_avx2,
     &hla_softmax_avx512,
+#elif defined(__aarch64__)
+    &hla_softmax_neon,
 #endif
 };
 enum { TABLE_SIZE = sizeof table / sizeof table[0] };

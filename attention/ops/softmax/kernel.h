@@ -34,6 +34,8 @@ typedef struct hla_softmax_entry {
 extern const hla_softmax_entry hla_softmax_reference, hla_softmax_baseline;
 #if defined(__x86_64__)
 extern const hla_softmax_entry hla_softmax_avx2, hla_softmax_avx512;
+#elif defined(__aarch64__)
+extern const hla_softmax_entry hla_softmax_neon;
 #endif
 
 /* The oracle: row out[b,i,h,:] in double. row: V doubles; scores: Tk doubles and values: max(D,V) floats of scratch,
