@@ -107,7 +107,8 @@ static void job_free(job *j) {
 
 static bool job_run(job *j) {
     size_t size = hla_hadamard_plan_workspace(j->plan);
-    return hla_hadamard_forward(j->plan, &j->out, j->q, j->k, &j->v, NULL, j->workspace, size) == HLA_OK;
+    const hla_hadamard_inputs inputs = {.q_features = j->q, .k_features = j->k, .v = &j->v};
+    return hla_hadamard_forward(j->plan, &j->out, NULL, &inputs, j->workspace, size) == HLA_OK;
 }
 
 /* Every every-th token is a query; out [queries,H,V]. */

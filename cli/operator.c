@@ -85,7 +85,8 @@ hlv_status run_hadamard(cli_session *session, hla_context *hla, const hla_hadama
     run->seconds = INFINITY;
     for (int i = 0; made == HLV_OK && status == HLA_OK && keep_going(i, repeat); i++) {
         double start = seconds_now();
-        status = hla_hadamard_forward(plan, &out->view, q, k, &v->view, NULL, workspace.data, bytes);
+        const hla_hadamard_inputs inputs = {.q_features = q, .k_features = k, .v = &v->view};
+        status = hla_hadamard_forward(plan, &out->view, NULL, &inputs, workspace.data, bytes);
         run->seconds = fmin(run->seconds, seconds_now() - start);
     }
     run->form = hla_hadamard_plan_form(plan);

@@ -305,7 +305,9 @@ hla_status hadamard_run(hla_context *context, hadamard_data *data, const char *k
     void *workspace = size ? aligned_alloc(64, size) : NULL;
     if (size && !workspace) abort();
     if (size) memset(workspace, 0xff, size); /* NaN: nothing may be read that was not written */
-    status = hla_hadamard_forward(plan, &data->out.view, q, k, &data->v.view, data->key_lengths, workspace, size);
+    const hla_hadamard_inputs inputs = {
+        .q_features = q, .k_features = k, .v = &data->v.view, .key_lengths = data->key_lengths};
+    status = hla_hadamard_forward(plan, &data->out.view, NULL, &inputs, workspace, size);
     free(workspace);
     hla_hadamard_plan_free(plan);
     return status;

@@ -26,7 +26,8 @@ static bool run_hadamard(user *u, const hla_tensor *in) {
     size_t size = hla_hadamard_plan_workspace(plan);
     void *workspace = aligned_alloc(64, size);
     hla_tensor features[2] = {*in, *in}, out = hla_tensor_bthd(u->attended[0], HLA_F32, 1, TOKENS, HEADS, WIDTH);
-    bool good = hla_hadamard_forward(plan, &out, features, features, in, NULL, workspace, size) == HLA_OK;
+    const hla_hadamard_inputs inputs = {.q_features = features, .k_features = features, .v = in};
+    bool good = hla_hadamard_forward(plan, &out, NULL, &inputs, workspace, size) == HLA_OK;
     free(workspace);
     hla_hadamard_plan_free(plan);
     return good;

@@ -201,8 +201,9 @@ static hla_status call(hla_context *context, const hla_hadamard_problem *problem
     a.out_pointer = &a.out, a.q_pointer = a.q, a.k_pointer = a.k, a.v_pointer = &a.v;
     char *allocated = a.workspace;
     if (spoil) spoil(&a);
-    hla_status status = hla_hadamard_forward(plan, a.out_pointer, a.q_pointer, a.k_pointer, a.v_pointer, a.lengths,
-                                             a.workspace, a.workspace_size);
+    const hla_hadamard_inputs inputs = {
+        .q_features = a.q_pointer, .k_features = a.k_pointer, .v = a.v_pointer, .key_lengths = a.lengths};
+    hla_status status = hla_hadamard_forward(plan, a.out_pointer, NULL, &inputs, a.workspace, a.workspace_size);
     *wrote = !untouched(&a.arrays[0]);
     free(allocated);
     for (int i = 0; i < 6; i++)
@@ -258,7 +259,7 @@ static void test_call(void **unused) {
     bool wrote = false;
     assert_int_equal(call(context, &problem, NULL, &wrote), HLA_OK);
     assert_true(wrote);
-    assert_int_equal(hla_hadamard_forward(NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0), HLA_ERROR_ARGUMENT);
+    assert_int_equal(hla_hadamard_forward(NULL, NULL, NULL, NULL, NULL, 0), HLA_ERROR_ARGUMENT);
     hla_context_free(context);
 }
 

@@ -307,7 +307,8 @@ static void test_long_sums(void **unused) {
         hla_tensor v = hla_tensor_bthd(values, HLA_F32, 1, T, 1, V),
                    out = hla_tensor_bthd(out_values, HLA_F32, 1, 1, 1, V);
         out_values[0] = out_values[1] = NAN;
-        assert_int_equal(hla_hadamard_forward(plan, &out, q, k, &v, NULL, workspace, size), HLA_OK);
+        const hla_hadamard_inputs inputs = {.q_features = q, .k_features = k, .v = &v};
+        assert_int_equal(hla_hadamard_forward(plan, &out, NULL, &inputs, workspace, size), HLA_OK);
         double first = fabs((double)out_values[0] / (double)0.1f - 1), second = fabs((double)out_values[1] / 1.5 - 1);
         if (!(first <= 1e-5) || !(second <= 1e-5)) fail_msg("form %d: off by %.3g and %.3g", f, first, second);
         free(workspace);
@@ -339,8 +340,10 @@ static void check_far_apart(const char *kernel, hla_context *context, float *mem
     assert_int_equal(hla_hadamard_plan_create(context, &problem, &plan), HLA_OK);
     size_t size = hla_hadamard_plan_workspace(plan);
     void *workspace = aligned_alloc(64, size);
-    assert_int_equal(hla_hadamard_forward(plan, &near[3], &near[0], &near[1], &near[2], NULL, workspace, size), HLA_OK);
-    hla_status status = hla_hadamard_forward(plan, &far[3], &far[0], &far[1], &far[2], NULL, workspace, size);
+    const hla_hadamard_inputs near_inputs = {.q_features = &near[0], .k_features = &near[1], .v = &near[2]};
+    const hla_hadamard_inputs far_inputs = {.q_features = &far[0], .k_features = &far[1], .v = &far[2]};
+    assert_int_equal(hla_hadamard_forward(plan, &near[3], NULL, &near_inputs, workspace, size), HLA_OK);
+    hla_status status = hla_hadamard_forward(plan, &far[3], NULL, &far_inputs, workspace, size);
     if (status != HLA_OK) fail_msg("%s: %s", kernel, hla_context_error(context));
     for (int64_t e = 0; e < T * X; e++) {
         assert_true(memory[3 * X + e / X * far[3].stride[1] + e % X] == near_memory[3][e]);

@@ -52,8 +52,9 @@ static hlv_status hadamard_attention(hlv_dit_session *session, float *out, const
         if (status != HLV_OK) return status;
     }
     hla_tensor out_view = view(session, out, N, head), v_view = view(session, v, N, head);
-    hla_status status = hla_hadamard_forward(session->hadamard[n], &out_view, q_features, k_features, &v_view, NULL,
-                                             session->workspace, session->workspace_size);
+    const hla_hadamard_inputs inputs = {.q_features = q_features, .k_features = k_features, .v = &v_view};
+    hla_status status = hla_hadamard_forward(session->hadamard[n], &out_view, NULL, &inputs, session->workspace,
+                                             session->workspace_size);
     return status == HLA_OK ? HLV_OK : hlv_fail_hla(session->ctx, status);
 }
 

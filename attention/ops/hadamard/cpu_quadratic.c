@@ -98,10 +98,10 @@ static void pack_key_block(const plan *p, const hla_hadamard_call *call, int64_t
     if (count <= 0) return;
     float *to = p->keys + (head * p->key_blocks + block) * p->block_size;
     for (int f = 0; f < p->problem->factors; f++) {
-        pack_transposed(to, HLA_TILE_COLUMNS, &call->k[f], b, h, first, count);
+        pack_transposed(to, HLA_TILE_COLUMNS, &call->in.k_features[f], b, h, first, count);
         to += p->problem->rank[f] * KEYS;
     }
-    pack_values(to, KEYS, call->v, b, h, first, count);
+    pack_values(to, KEYS, call->in.v, b, h, first, count);
 }
 
 /* Scores of one factor: rows are queries, steps are features. */
@@ -185,7 +185,7 @@ static void query_block(const plan *p, const hla_hadamard_call *call, const scra
     }
     float *queries = own->queries;
     for (int f = 0; f < p->problem->factors; f++) {
-        pack_transposed(queries, HLA_TILE_ROWS, &call->q[f], b, h, first, count);
+        pack_transposed(queries, HLA_TILE_ROWS, &call->in.q_features[f], b, h, first, count);
         queries += p->problem->rank[f] * QUERIES;
     }
     int64_t sum_count = p->value_panels * QUERIES * HLA_TILE_COLUMNS, lane_count = QUERIES * HLA_VECTOR_WIDTH;
@@ -228,4 +228,4 @@ static void run(const hla_hadamard_call *call) {
 
 extern const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_quadratic);
 const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_quadratic) = {
-    {"quadratic_" HLA_ISA_STRING, HLA_ISA_VALUE}, HLA_FORM_QUADRATIC, measure, run};
+    {"quadratic_" HLA_ISA_STRING, HLA_ISA_VALUE}, HLA_FORM_QUADRATIC, measure, run, NULL, NULL};

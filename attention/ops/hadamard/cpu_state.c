@@ -223,12 +223,12 @@ HLA_INLINE void fetch_ahead(ahead *next) {
 static void pack_keys(const plan *p, const hla_hadamard_call *call, const scratch *own, int64_t b, int64_t h,
                       int64_t first, int64_t count) {
     for (int64_t t = 0; t < count; t++) {
-        expand_row(own->row, &p->folded, 0, p->folded.split, call->k, b, first + t, h);
+        expand_row(own->row, &p->folded, 0, p->folded.split, call->in.k_features, b, first + t, h);
         for (int64_t o = 0; o < p->folded.outer; o++)
             own->outer[o * TOKENS + t] = own->row[o];
-        pack_inner_row(p, own->inner + t * p->inner_row, call->k, b, first + t, h);
+        pack_inner_row(p, own->inner + t * p->inner_row, call->in.k_features, b, first + t, h);
     }
-    pack_values(own->values, TOKENS, call->v, b, h, first, count);
+    pack_values(own->values, TOKENS, call->in.v, b, h, first, count);
 }
 
 /* panel[t][0 ... width) = outer[t] * inner[t][0 ... width), in whole vectors */
@@ -340,7 +340,8 @@ static void build_range(const plan *p, const hla_hadamard_call *call, scratch *o
             int64_t tokens = hla_smaller(TOKENS, end - key);
             pack_keys(p, call, own, b, h, key, tokens);
             int64_t next = key + tokens;
-            own->next = plan_ahead(p, call->k, call->v, head, next, hla_smaller(next + TOKENS, keys), steps);
+            own->next =
+                plan_ahead(p, call->in.k_features, call->in.v, head, next, hla_smaller(next + TOKENS, keys), steps);
             if (chunk == 0) {
                 add_tokens(p, own, state, sums, 0, first, last, tokens, key == 0);
             } else {
@@ -361,8 +362,8 @@ static void pack_queries(const plan *p, const hla_hadamard_call *call, const scr
     memset(own->inner + count * p->inner_row, 0, (size_t)((rows - count) * p->inner_row) * sizeof(float));
     for (int64_t t = 0; t < count; t++) {
         float *outer = own->outer + t * p->folded.outer;
-        expand_row(outer, &p->folded, 0, p->folded.split, call->q, b, first + t, h);
-        pack_inner_row(p, own->inner + t * p->inner_row, call->q, b, first + t, h);
+        expand_row(outer, &p->folded, 0, p->folded.split, call->in.q_features, b, first + t, h);
+        pack_inner_row(p, own->inner + t * p->inner_row, call->in.q_features, b, first + t, h);
     }
 }
 
@@ -451,7 +452,7 @@ static void query_block(const plan *p, const hla_hadamard_call *call, scratch *o
     int64_t next_head = next / p->query_blocks, start = next % p->query_blocks * QUERIES;
     int64_t end = next_head < p->problem->batch * p->problem->heads ? hla_smaller(start + QUERIES, queries) : start;
     int64_t steps = p->sum_size / BLOCK * p->value_panels * (padded / HLA_TILE_ROWS); /* register tiles a block */
-    own->next = plan_ahead(p, call->q, NULL, next_head, start, end, steps);
+    own->next = plan_ahead(p, call->in.q_features, NULL, next_head, start, end, steps);
     float *state = p->state + head * p->state_size;
     for (int64_t f = 0; f < p->folded.state_rank; f += BLOCK) {
         int64_t features = hla_smaller(BLOCK, p->folded.state_rank - f);
@@ -495,4 +496,4 @@ static void run(const hla_hadamard_call *call) {
 
 extern const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_state);
 const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_state) = {
-    {"state_" HLA_ISA_STRING, HLA_ISA_VALUE}, HLA_FORM_STATE, measure, run};
+    {"state_" HLA_ISA_STRING, HLA_ISA_VALUE}, HLA_FORM_STATE, measure, run, NULL, NULL};

@@ -42,3 +42,10 @@ hla_status hla_hadamard_choose(hla_context *context, const hla_hadamard_problem 
     }
     return HLA_OK;
 }
+
+const hla_hadamard_entry *hla_hadamard_state_of(hla_isa isa) {
+    for (int i = 1; i < TABLE_SIZE; i++) {
+        if (table[i]->form == HLA_FORM_STATE && table[i]->kernel.isa == isa) return table[i];
+    }
+    return NULL; /* never: each instruction set has both forms */
+}

@@ -5,15 +5,15 @@
 #include "attention/core/kernel.h"
 #include "hla/hadamard.h"
 
-/* One execution, arguments checked. */
+/* One execution, forward or backward, arguments checked. */
 typedef struct hla_hadamard_call {
-    const hla_hadamard_problem *problem;
+    const hla_hadamard_problem *problem; /* kv_heads is never 0 here */
     int threads;
-    const hla_tensor *out;      /* [B,Tq,H,V] */
-    const hla_tensor *q;        /* P views [B,Tq,H,R_p] */
-    const hla_tensor *k;        /* P views [B,Tk,H,R_p] */
-    const hla_tensor *v;        /* [B,Tk,H,V] */
-    const int64_t *key_lengths; /* B numbers, or NULL */
+    const hla_tensor *out; /* [B,Tq,H,V], or NULL; backward: its gradient d_out */
+    float *final_state;    /* [N,Hkv,R,V+1], or NULL */
+    hla_hadamard_inputs in;
+    hla_hadamard_gradients gradients; /* backward only */
+    const float *d_final_state;       /* [N,Hkv,R,V+1], or NULL; backward only */
     void *workspace;
 } hla_hadamard_call;
 
@@ -24,9 +24,14 @@ typedef struct hla_hadamard_entry {
     /* Takes from the arena what run will need (arena->base NULL: only measures). */
     void (*measure)(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
     void (*run)(const hla_hadamard_call *call);
+    /* The same of the backward pass; NULL in entries of the quadratic form, but for the reference. */
+    void (*measure_backward)(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
+    void (*run_backward)(const hla_hadamard_call *call);
 } hla_hadamard_entry;
 
 extern const hla_hadamard_entry hla_hadamard_reference;
+void hla_hadamard_reference_measure_backward(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
+void hla_hadamard_reference_run_backward(const hla_hadamard_call *call);
 extern const hla_hadamard_entry hla_hadamard_quadratic_baseline, hla_hadamard_state_baseline;
 #if defined(__x86_64__)
 extern const hla_hadamard_entry hla_hadamard_quadratic_avx2, hla_hadamard_state_avx2;
@@ -40,8 +45,47 @@ extern const hla_hadamard_entry hla_hadamard_quadratic_neon, hla_hadamard_state_
 hla_status hla_hadamard_choose(hla_context *context, const hla_hadamard_problem *problem, hla_form form,
                                const hla_hadamard_entry **kernel);
 
+/* The state form's kernel of an instruction set: the one whose backward pass goes with a quadratic kernel. */
+const hla_hadamard_entry *hla_hadamard_state_of(hla_isa isa);
+
+/* ---- sequences: batch entries, or the sequences packed on one token axis ---- */
+
+typedef struct hla_sequence {
+    int64_t b;                    /* batch index of its rows */
+    int64_t query_first, queries; /* its tokens on the token axes */
+    int64_t key_first, keys;
+} hla_sequence;
+
+static inline int64_t hla_hadamard_sequence_count(const hla_hadamard_problem *problem) {
+    return problem->sequences > 0 ? problem->sequences : problem->batch;
+}
+
+static inline hla_sequence hla_hadamard_sequence(const hla_hadamard_call *call, int64_t n) {
+    const hla_hadamard_inputs *in = &call->in;
+    if (call->problem->sequences > 0) {
+        return (hla_sequence){0, in->query_starts[n], in->query_starts[n + 1] - in->query_starts[n], in->key_starts[n],
+                              in->key_starts[n + 1] - in->key_starts[n]};
+    }
+    return (hla_sequence){n, 0, call->problem->queries, 0, in->key_lengths ? in->key_lengths[n] : call->problem->keys};
+}
+
 static inline int64_t hla_hadamard_key_count(const hla_hadamard_call *call, int64_t b) {
-    return call->key_lengths ? call->key_lengths[b] : call->problem->keys;
+    return hla_hadamard_sequence(call, b).keys;
+}
+
+/* How many keys query i of a sequence sees. */
+static inline int64_t hla_hadamard_visible(const hla_hadamard_problem *problem, const hla_sequence *sequence,
+                                           int64_t i) {
+    return problem->causal ? hla_smaller(i + 1, sequence->keys) : sequence->keys;
+}
+
+/* R: features of a token. Saturates. */
+static inline int64_t hla_hadamard_state_rank(const hla_hadamard_problem *problem) {
+    int64_t product = 1;
+    for (int p = 0; p < problem->factors; p++) {
+        if (__builtin_mul_overflow(product, problem->rank[p], &product)) return INT64_MAX;
+    }
+    return product;
 }
 
 #endif

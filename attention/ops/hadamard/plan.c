@@ -1,20 +1,10 @@
-/* Plans of the Hadamard operator: checks the problem, chooses form and kernel by cost, explains itself; and the
- * forward call, which checks its arguments and hands them to the kernel. */
-#include "attention/ops/hadamard/kernel.h"
+/* Plans of the Hadamard operator: checks the problem, chooses form and kernel by cost, explains itself. */
+#include "attention/ops/hadamard/plan.h"
 #include "attention/tune/tune.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-struct hla_hadamard_plan {
-    hla_context *context;
-    hla_hadamard_problem problem; /* problem.kernel is not kept */
-    const hla_hadamard_entry *entry;
-    int threads;
-    size_t workspace;
-    char explain[384];
-};
 
 void hla_hadamard_problem_init(hla_hadamard_problem *problem) {
     if (!problem) return;
@@ -35,10 +25,23 @@ void hla_hadamard_problem_init(hla_hadamard_problem *problem) {
 
 static hla_status check_sizes(hla_context *context, const hla_hadamard_problem *problem) {
     const hla_named_size sizes[] = {
-        {"batch", problem->batch, 1}, {"heads", problem->heads, 1},         {"queries", problem->queries, 1},
-        {"keys", problem->keys, 0},   {"value_dim", problem->value_dim, 1},
+        {"batch", problem->batch, 1},         {"heads", problem->heads, 1},         {"queries", problem->queries, 1},
+        {"keys", problem->keys, 0},           {"value_dim", problem->value_dim, 1}, {"kv_heads", problem->kv_heads, 0},
+        {"sequences", problem->sequences, 0},
     };
-    return hla_check_sizes(context, sizes, sizeof sizes / sizeof sizes[0]);
+    hla_status status = hla_check_sizes(context, sizes, sizeof sizes / sizeof sizes[0]);
+    if (status != HLA_OK) return status;
+    if (problem->kv_heads > 0 && problem->heads % problem->kv_heads != 0) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT,
+                        "problem.kv_heads is %" PRId64 ", wanted a divisor of problem.heads, %" PRId64,
+                        problem->kv_heads, problem->heads);
+    }
+    if (problem->sequences > 0 && problem->batch != 1) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT,
+                        "problem.batch is %" PRId64 ", wanted 1 with packed sequences (problem.sequences)",
+                        problem->batch);
+    }
+    return HLA_OK;
 }
 
 static hla_status check_ranks(hla_context *context, const hla_hadamard_problem *problem) {
@@ -61,6 +64,10 @@ static hla_status check_options(hla_context *context, const hla_hadamard_problem
     if ((unsigned)problem->form > HLA_FORM_QUADRATIC) {
         return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.form is %d, which is no hla_form", (int)problem->form);
     }
+    if (problem->stateful && problem->form == HLA_FORM_QUADRATIC) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT,
+                        "problem.stateful needs the state form, problem.form forces the other");
+    }
     status = hla_check_offset(context, "epsilon", problem->epsilon);
     if (status == HLA_OK) status = hla_check_number(context, "scale", problem->scale);
     return status;
@@ -71,13 +78,14 @@ static hla_status check_products(hla_context *context, const hla_hadamard_proble
     int64_t tokens = problem->queries > problem->keys ? problem->queries : problem->keys;
     int64_t width = problem->value_dim > HLA_MAX_RANK ? problem->value_dim : HLA_MAX_RANK;
     size_t bytes = sizeof(float);
-    bool fits = hla_size_multiply(&bytes, problem->batch) && hla_size_multiply(&bytes, problem->heads) &&
-                hla_size_multiply(&bytes, tokens) && hla_size_multiply(&bytes, width);
+    bool fits = hla_size_multiply(&bytes, hla_hadamard_sequence_count(problem)) &&
+                hla_size_multiply(&bytes, problem->heads) && hla_size_multiply(&bytes, tokens) &&
+                hla_size_multiply(&bytes, width);
     if (fits && bytes <= PTRDIFF_MAX) return HLA_OK;
     return hla_fail(context, HLA_ERROR_ARGUMENT,
-                    "problem.batch x heads x tokens x width (%" PRId64 " x %" PRId64 " x %" PRId64 " x %" PRId64
-                    ") overflows 64-bit sizes",
-                    problem->batch, problem->heads, tokens, width);
+                    "problem.batch (or sequences) x heads x tokens x width (%" PRId64 " x %" PRId64 " x %" PRId64
+                    " x %" PRId64 ") overflows 64-bit sizes",
+                    hla_hadamard_sequence_count(problem), problem->heads, tokens, width);
 }
 
 static hla_status check_problem(hla_context *context, const hla_hadamard_problem *problem) {
@@ -105,6 +113,16 @@ static double state_rank(const hla_hadamard_problem *problem) {
     return product;
 }
 
+/* Pairs of a query and a key that it sees; packed sequences are taken to be alike. */
+static double pair_count(const hla_hadamard_problem *problem) {
+    double sequences = problem->sequences > 0 ? (double)problem->sequences : 1;
+    double queries = (double)problem->queries / sequences, keys = (double)problem->keys / sequences;
+    double pairs = queries * keys;
+    if (problem->causal)
+        pairs = queries <= keys ? queries * (queries + 1) / 2 : keys * (keys + 1) / 2 + (queries - keys) * keys;
+    return sequences * (double)problem->batch * (double)problem->heads * pairs;
+}
+
 static double rank_sum(const hla_hadamard_problem *problem) {
     double sum = 0;
     for (int p = 0; p < problem->factors; p++)
@@ -114,8 +132,9 @@ static double rank_sum(const hla_hadamard_problem *problem) {
 
 static cost state_cost(const hla_hadamard_problem *problem, const hla_tune *tune) {
     double heads = (double)problem->batch * (double)problem->heads, rank = state_rank(problem);
-    double tokens = heads * ((double)problem->queries + (double)problem->keys), value_dim = (double)problem->value_dim;
-    double width = rank_sum(problem) + value_dim;
+    double kv_heads = (double)problem->batch * (double)problem->kv_heads;
+    double tokens = heads * (double)problem->queries + kv_heads * (double)problem->keys;
+    double value_dim = (double)problem->value_dim, width = rank_sum(problem) + value_dim;
     return (cost){2 * tokens * rank * (value_dim + 1),
                   tokens * (rank * (value_dim + tune->state_feature) + width * tune->state_token)};
 }
@@ -123,7 +142,7 @@ static cost state_cost(const hla_hadamard_problem *problem, const hla_tune *tune
 static cost quadratic_cost(const hla_hadamard_problem *problem, const hla_tune *tune) {
     double heads = (double)problem->batch * (double)problem->heads;
     double tokens = heads * ((double)problem->queries + (double)problem->keys);
-    double pairs = heads * (double)problem->queries * (double)problem->keys;
+    double pairs = pair_count(problem);
     double width = rank_sum(problem) + (double)problem->value_dim;
     double scores = tune->quadratic_slowdown * width + problem->factors * tune->quadratic_score;
     return (cost){2 * pairs * (width + 1), pairs * scores + tokens * width * tune->quadratic_token};
@@ -139,6 +158,17 @@ static bool measure_workspace(hla_hadamard_plan *plan) {
     return !arena.overflow;
 }
 
+/* The backward pass may need more than can be addressed where the forward does not: it is refused when called. */
+static void choose_backward(hla_hadamard_plan *plan) {
+    plan->backward = plan->entry->run_backward ? plan->entry : hla_hadamard_state_of(plan->entry->kernel.isa);
+    hla_arena arena = {0};
+    if (!plan->backward->measure_backward)
+        arena.overflow = true;
+    else
+        plan->backward->measure_backward(&arena, &plan->problem, plan->threads);
+    plan->backward_workspace = arena.overflow ? SIZE_MAX : arena.used;
+}
+
 /* The cheaper form, compared at the speed of the best instruction set here, which both forms are written for. (A state
  * that cannot be addressed never is the cheaper one: its tensors could not be either.) */
 static hla_status choose_form(hla_hadamard_plan *plan) {
@@ -148,7 +178,8 @@ static hla_status choose_form(hla_hadamard_plan *plan) {
     status = hla_hadamard_choose(plan->context, &plan->problem, HLA_FORM_QUADRATIC, &quadratic);
     if (status != HLA_OK) return status;
     const hla_tune *tune = hla_tune_of(state->kernel.isa);
-    bool cheaper = state_cost(&plan->problem, tune).work <= quadratic_cost(&plan->problem, tune).work;
+    bool cheaper =
+        plan->problem.stateful || state_cost(&plan->problem, tune).work <= quadratic_cost(&plan->problem, tune).work;
     plan->entry = cheaper ? state : quadratic;
     return HLA_OK;
 }
@@ -159,7 +190,13 @@ static hla_status choose_kernel(hla_hadamard_plan *plan, bool *forced) {
     if (status != HLA_OK) return status;
     *forced = plan->entry != NULL;
     if (!plan->entry) status = choose_form(plan);
+    if (status == HLA_OK && problem->stateful && plan->entry->form == HLA_FORM_QUADRATIC &&
+        plan->entry != &hla_hadamard_reference) {
+        return hla_fail(plan->context, HLA_ERROR_ARGUMENT,
+                        "problem.stateful needs a kernel of the state form, \"%s\" is not", plan->entry->kernel.name);
+    }
     if (status != HLA_OK) return status;
+    choose_backward(plan);
     if (!measure_workspace(plan)) {
         return hla_fail(plan->context, HLA_ERROR_UNSUPPORTED,
                         "the workspace of kernel %s cannot be addressed: state rank %.0f, %" PRId64
@@ -194,6 +231,7 @@ hla_status hla_hadamard_plan_create(hla_context *context, const hla_hadamard_pro
     if (!created) return hla_fail(context, HLA_ERROR_MEMORY, "out of memory for a plan");
     created->context = context;
     created->problem = *problem;
+    if (problem->kv_heads == 0) created->problem.kv_heads = problem->heads;
     created->threads = context->threads;
     bool forced;
     status = choose_kernel(created, &forced);
@@ -227,55 +265,6 @@ const char *hla_hadamard_plan_explain(const hla_hadamard_plan *plan) {
     return plan ? plan->explain : "";
 }
 
-/* ---- forward ---- */
-
-/* An input: its shape, its distance from out, and that what counts of it is finite. lengths: as in hla_check_finite. */
-static hla_status check_input(const hla_hadamard_plan *plan, const char *name, const hla_tensor *tensor, int64_t tokens,
-                              int64_t width, const int64_t *lengths, const hla_tensor *out) {
-    const hla_hadamard_problem *problem = &plan->problem;
-    hla_status status =
-        hla_check_tensor(plan->context, name, tensor, problem->dtype, problem->batch, tokens, problem->heads, width);
-    if (status == HLA_OK) status = hla_check_disjoint(plan->context, "out", out, name, tensor);
-    if (status == HLA_OK) status = hla_check_finite(plan->context, name, tensor, lengths);
-    return status;
-}
-
-static hla_status check_features(const hla_hadamard_plan *plan, const char *name, const hla_tensor *features,
-                                 int64_t tokens, const int64_t *lengths, const hla_tensor *out) {
-    if (!features) return hla_fail(plan->context, HLA_ERROR_ARGUMENT, "%s is NULL", name);
-    for (int p = 0; p < plan->problem.factors; p++) {
-        char element[32];
-        snprintf(element, sizeof element, "%s[%d]", name, p);
-        hla_status status = check_input(plan, element, &features[p], tokens, plan->problem.rank[p], lengths, out);
-        if (status != HLA_OK) return status;
-    }
-    return HLA_OK;
-}
-
-static hla_status check_call(const hla_hadamard_plan *plan, const hla_hadamard_call *call, size_t workspace_size) {
-    const hla_hadamard_problem *problem = &plan->problem;
-    hla_context *context = plan->context;
-    const int64_t *lengths = call->key_lengths;
-    hla_status status = hla_check_key_lengths(context, lengths, problem->batch, problem->keys);
-    if (status == HLA_OK)
-        status = hla_check_output(context, "out", call->out, problem->dtype, problem->batch, problem->queries,
-                                  problem->heads, problem->value_dim);
-    if (status == HLA_OK) status = check_features(plan, "q_features", call->q, problem->queries, NULL, call->out);
-    if (status == HLA_OK) status = check_features(plan, "k_features", call->k, problem->keys, lengths, call->out);
-    if (status == HLA_OK)
-        status = check_input(plan, "v", call->v, problem->keys, problem->value_dim, lengths, call->out);
-    if (status == HLA_OK) status = hla_check_workspace(context, call->workspace, workspace_size, plan->workspace);
-    return status;
-}
-
-hla_status hla_hadamard_forward(const hla_hadamard_plan *plan, const hla_tensor *out, const hla_tensor *q_features,
-                                const hla_tensor *k_features, const hla_tensor *v, const int64_t *key_lengths,
-                                void *workspace, size_t workspace_size) {
-    if (!plan) return HLA_ERROR_ARGUMENT;
-    const hla_hadamard_call call = {&plan->problem, plan->threads, out, q_features, k_features, v,
-                                    key_lengths,    workspace};
-    hla_status status = check_call(plan, &call, workspace_size);
-    if (status != HLA_OK) return status;
-    plan->entry->run(&call);
-    return HLA_OK;
+size_t hla_hadamard_plan_backward_workspace(const hla_hadamard_plan *plan) {
+    return plan ? plan->backward_workspace : 0;
 }
