@@ -69,10 +69,6 @@ static inline hla_sequence hla_hadamard_sequence(const hla_hadamard_call *call, 
     return (hla_sequence){n, 0, call->problem->queries, 0, in->key_lengths ? in->key_lengths[n] : call->problem->keys};
 }
 
-static inline int64_t hla_hadamard_key_count(const hla_hadamard_call *call, int64_t b) {
-    return hla_hadamard_sequence(call, b).keys;
-}
-
 /* How many keys query i of a sequence sees. */
 static inline int64_t hla_hadamard_visible(const hla_hadamard_problem *problem, const hla_sequence *sequence,
                                            int64_t i) {

@@ -1,0 +1,78 @@
+/* attention/ops/hadamard/spans.h - how the state form's work is cut: waves of pairs, feature ranges, spans of tokens.
+ *
+ * A pair is a sequence and a key head, with the group of query heads that attend to it: it owns a state. A wave is as
+ * many pairs as their states should take memory at once, whatever the number of sequences. A range is what of a state
+ * one thread works on, a multiple of BLOCK features. Causal passes go through the tokens span by span. Where partial
+ * sums of ranges are added (causal and backward), ranges depend on the problem alone, never on the number of threads.
+ */
+#ifndef HLA_OPS_HADAMARD_SPANS_H
+#define HLA_OPS_HADAMARD_SPANS_H
+
+#include "attention/ops/hadamard/state.h"
+
+enum {
+    SPAN_BLOCKS = 4,       /* blocks of TOKENS a span */
+    WAVE_BYTES = 64 << 20, /* of what pairs of a wave take together */
+    UNITS = 8              /* units of work wanted at least where ranges do not depend on threads */
+};
+
+typedef struct spans {
+    int64_t pairs, wave, waves; /* pairs in all and a wave, and waves */
+    int64_t group;              /* query heads a key head */
+    int64_t range, ranges;      /* features a range, ranges a state */
+} spans;
+
+typedef struct head_pair {
+    int64_t n, kv, slot; /* sequence, key head, place in the wave */
+    hla_sequence sequence;
+} head_pair;
+
+/* state_floats: of one pair; block_floats: partial sums of one query head, range and block (0: none are kept); threads:
+ * 0 where ranges must not depend on them. */
+static spans cut_spans(const geometry *g, int64_t state_floats, int64_t block_floats, int threads) {
+    const hla_hadamard_problem *problem = g->problem;
+    spans cut = {.group = problem->heads / problem->kv_heads};
+    cut.pairs = hla_hadamard_sequence_count(problem) * problem->kv_heads;
+    int64_t cached = RANGE_BYTES / (g->value_panels * HLA_TILE_COLUMNS * (int64_t)sizeof(float)) / BLOCK * BLOCK;
+    int64_t rank = g->folded.state_rank, wanted = threads > 0 ? threads : (UNITS + cut.pairs - 1) / cut.pairs;
+    int64_t shared = threads > 0 && cut.pairs % threads == 0 ? rank : rank / wanted;
+    cut.range = hla_smaller(hla_larger(cached, BLOCK), hla_round_up(hla_larger(shared, 1), BLOCK));
+    cut.ranges = (rank + cut.range - 1) / cut.range;
+    int64_t partial = saturating_product(saturating_product(block_floats, cut.group * SPAN_BLOCKS), cut.ranges);
+    int64_t floats = state_floats < INT64_MAX - partial ? state_floats + partial : INT64_MAX;
+    cut.wave = hla_smaller(cut.pairs, hla_larger(WAVE_BYTES / (int64_t)sizeof(float) / floats, 2));
+    cut.waves = (cut.pairs + cut.wave - 1) / cut.wave;
+    return cut;
+}
+
+HLA_INLINE int64_t wave_pairs(const spans *cut, int64_t wave) {
+    return hla_smaller(cut->wave, cut->pairs - wave * cut->wave);
+}
+
+HLA_INLINE head_pair pair_of(const spans *cut, const hla_hadamard_call *call, int64_t wave, int64_t slot) {
+    int64_t index = wave * cut->wave + slot, n = index / call->problem->kv_heads;
+    return (head_pair){n, index % call->problem->kv_heads, slot, hla_hadamard_sequence(call, n)};
+}
+
+/* Blocks of TOKENS that the longest sequence of a wave has, in queries or keys; at least 1. */
+static int64_t wave_blocks(const spans *cut, const hla_hadamard_call *call, int64_t wave, bool queries, bool keys) {
+    int64_t longest = 1;
+    for (int64_t slot = 0; slot < wave_pairs(cut, wave); slot++) {
+        hla_sequence sequence = pair_of(cut, call, wave, slot).sequence;
+        if (queries) longest = hla_larger(longest, sequence.queries);
+        if (keys) longest = hla_larger(longest, sequence.keys);
+    }
+    return (longest + TOKENS - 1) / TOKENS;
+}
+
+/* Where the pair's state begins in the caller's [N,Hkv,R,V+1]. */
+HLA_INLINE int64_t caller_state(const geometry *g, const head_pair *pair) {
+    return (pair->n * g->problem->kv_heads + pair->kv) * g->folded.state_rank * (g->problem->value_dim + 1);
+}
+
+/* Whether the first block of a causal sequence, at token 0, has anything before it. */
+HLA_INLINE bool has_past(const hla_hadamard_call *call, int64_t token) {
+    return token > 0 || call->in.initial_state;
+}
+
+#endif

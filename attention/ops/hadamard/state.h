@@ -1,0 +1,463 @@
+/* attention/ops/hadamard/state.h - the two products of the state form, on blocks of tokens. Included by sources
+ * compiled once per instruction set.
+ *
+ *     build   S[f][x] += sum_t phi_t[f] y_t[x]     z[f] += sum_t phi_t[f] s_t
+ *     query   n_t[x] = sum_f phi_t[f] S[f][x]      d_t = sum_f phi_t[f] z[f]
+ *
+ * Both are matrix products with phi, the Kronecker product of a token's factors, as an operand, and phi is never
+ * stored: the factors are folded into two, an outer and an inner one, phi[o * R_inner + i] = outer[o] * inner[i], and a
+ * small panel of phi that stays in the first-level cache is made right before the register tile reads it.
+ *
+ * S lies in feature blocks of BLOCK features, each [panel of V][BLOCK][HLA_TILE_COLUMNS]; z beside it.
+ */
+#ifndef HLA_OPS_HADAMARD_STATE_H
+#define HLA_OPS_HADAMARD_STATE_H
+
+#include "attention/ops/hadamard/cpu.h"
+
+enum {
+    TOKENS = 128,  /* tokens a block: a value panel (16 KB) and a phi panel (24 KB) share a 48 KB cache */
+    FEATURES = 32, /* features a phi panel of the state */
+    BLOCK = 128,   /* features a phi panel of the query; a panel of S of that height is 16 KB */
+    GROUP = 16,    /* tokens a phi panel of the query */
+    STATE_ROW = FEATURES + HLA_VECTOR_WIDTH, /* a row is written by whole vectors and may overshoot */
+    QUERY_ROW = BLOCK + HLA_VECTOR_WIDTH,
+    RANGE_BYTES = 512 << 10, /* of S that one pass over the tokens keeps in the second-level cache */
+    CACHE_LINE = 64
+};
+
+/* The factors in order of rank, the first `split` of them folded into the outer one. Sorting keeps the inner one wide
+ * (a vector of phi then comes from one multiplication), the split keeps the sum of both ranks small. */
+typedef struct fold {
+    int order[HLA_MAX_FACTORS];
+    int factors, split;
+    int64_t outer, inner; /* ranks */
+    int64_t state_rank;
+} fold;
+
+static int64_t rank_product(const hla_hadamard_problem *problem, const int *order, int first, int last) {
+    int64_t product = 1;
+    for (int p = first; p < last; p++)
+        product *= problem->rank[order[p]];
+    return product;
+}
+
+static fold make_fold(const hla_hadamard_problem *problem) {
+    fold folded = {.factors = problem->factors};
+    for (int p = 0; p < problem->factors; p++) {
+        int place = p;
+        for (; place > 0 && problem->rank[folded.order[place - 1]] > problem->rank[p]; place--) {
+            folded.order[place] = folded.order[place - 1];
+        }
+        folded.order[place] = p;
+    }
+    for (int split = 0; split < folded.factors; split++) {
+        int64_t outer = rank_product(problem, folded.order, 0, split);
+        int64_t inner = rank_product(problem, folded.order, split, folded.factors);
+        if (split > 0 && outer + inner >= folded.outer + folded.inner) continue;
+        folded.split = split, folded.outer = outer, folded.inner = inner;
+    }
+    folded.state_rank = folded.outer * folded.inner;
+    return folded;
+}
+
+/* Sizes that follow from a problem. */
+typedef struct geometry {
+    const hla_hadamard_problem *problem;
+    fold folded;
+    int64_t inner_row; /* floats of a padded row of inner features, read by whole vectors */
+    int64_t value_panels;
+    int64_t block_size; /* floats of S a feature block */
+    int64_t state_size; /* floats of S a head */
+    int64_t sum_size; /* floats of z a head: features up to a whole block, and what the tiles of gradient.h overread */
+} geometry;
+
+static geometry make_geometry(const hla_hadamard_problem *problem) {
+    geometry g = {.problem = problem, .folded = make_fold(problem)};
+    g.inner_row = hla_round_up(g.folded.inner, HLA_VECTOR_WIDTH) + HLA_VECTOR_WIDTH;
+    g.value_panels = panel_count(problem->value_dim);
+    g.block_size = g.value_panels * BLOCK * HLA_TILE_COLUMNS;
+    int64_t blocks = hla_round_up(g.folded.state_rank, BLOCK) / BLOCK;
+    g.state_size = saturating_product(blocks, g.block_size);
+    g.sum_size = hla_round_up(g.folded.state_rank + HLA_TILE_ROWS * (g.folded.inner + 1), BLOCK);
+    return g;
+}
+
+/* Tokens of one head: their factors, what is summed with them, and how. */
+typedef struct token_rows {
+    const hla_tensor *factors; /* P views */
+    const hla_tensor *values;  /* y, [.,.,.,V]; NULL where only queried */
+    int64_t b, h;
+    int64_t first, count;     /* on the token axis; at most TOKENS where packed */
+    const float *scales;      /* [count], multiply y_t; NULL: 1 */
+    const float *sum_weights; /* [count], s_t; NULL: 1 */
+} token_rows;
+
+/* Tokens that are wanted next, asked of memory a few at a time while others are computed with. */
+typedef struct ahead {
+    const hla_tensor *factors, *values; /* values: NULL for queries */
+    int factor_count;
+    int64_t b, h, token, last; /* token ... last - 1 are still to be asked for */
+    int64_t per_step;
+} ahead;
+
+/* Of one thread. */
+typedef struct scratch {
+    ahead next;
+    float *outer;        /* building: [R_outer][TOKENS]; querying: [TOKENS][R_outer] */
+    float *inner;        /* [TOKENS][inner_row] */
+    float *row;          /* max(R_outer, R_inner): a row being expanded */
+    float *panel;        /* [TOKENS][STATE_ROW] or [GROUP][QUERY_ROW] of phi */
+    float *values;       /* building: y, [panel of V][TOKENS][COLUMNS]; querying: n likewise */
+    float *denominators; /* querying: d by lanes, [TOKENS][HLA_VECTOR_WIDTH] */
+} scratch;
+
+static scratch carve_scratch(hla_arena *arena, const geometry *g) {
+    scratch own = {0};
+    own.outer = hla_arena_take(arena, saturating_product(g->folded.outer, TOKENS), sizeof(float));
+    own.inner = hla_arena_take(arena, saturating_product(g->inner_row, TOKENS), sizeof(float));
+    own.row = hla_arena_take(arena, hla_larger(g->folded.outer, g->folded.inner), sizeof(float));
+    own.panel = hla_arena_take(arena, TOKENS * STATE_ROW, sizeof(float));
+    own.values = hla_arena_take(arena, saturating_product(g->value_panels, TOKENS * HLA_TILE_COLUMNS), sizeof(float));
+    own.denominators = hla_arena_take(arena, TOKENS * HLA_VECTOR_WIDTH, sizeof(float));
+    return own;
+}
+
+/* Where S of a feature begins, in memory that begins with a whole feature block. */
+HLA_INLINE float *state_row(const geometry *g, float *state, int64_t feature) {
+    return state + feature / BLOCK * g->block_size + feature % BLOCK * HLA_TILE_COLUMNS;
+}
+
+/* ---- features of a token ---- */
+
+/* Grown from the back in place, last factor fastest. */
+static void expand_factors(float *row, const fold *folded, int first, int last, const hla_tensor *factors, int64_t b,
+                           int64_t t, int64_t h) {
+    int64_t length = 1;
+    row[0] = 1;
+    for (int p = first; p < last; p++) {
+        float next[HLA_MAX_RANK];
+        const hla_tensor *factor = &factors[folded->order[p]];
+        int64_t rank = factor->shape[3];
+        load_row(next, factor, b, t, h, 0, rank);
+        for (int64_t i = length - 1; i >= 0; i--) {
+            float x = row[i];
+            for (int64_t r = 0; r < rank; r++) {
+                row[i * rank + r] = x * next[r];
+            }
+        }
+        length *= rank;
+    }
+}
+
+/* row[] = Kronecker product of factors order[first] ... order[last - 1] of token [b,t,h]; an empty product is 1. */
+HLA_INLINE void expand_row(float *row, const fold *folded, int first, int last, const hla_tensor *factors, int64_t b,
+                           int64_t t, int64_t h) {
+    if (last - first == 1) {
+        const hla_tensor *factor = &factors[folded->order[first]];
+        load_row(row, factor, b, t, h, 0, factor->shape[3]);
+    } else {
+        expand_factors(row, folded, first, last, factors, b, t, h);
+    }
+}
+
+HLA_INLINE void pack_inner_row(const geometry *g, float *to, const hla_tensor *factors, int64_t b, int64_t t,
+                               int64_t h) {
+    expand_row(to, &g->folded, g->folded.split, g->folded.factors, factors, b, t, h);
+    for (int64_t i = g->folded.inner; i < g->inner_row; i++)
+        to[i] = 0;
+}
+
+/* ---- reading ahead ---- */
+
+/* Tokens first ... last - 1 of a head, asked for in as many steps. */
+static ahead plan_ahead(const geometry *g, const token_rows *rows, int64_t first, int64_t last, int64_t steps) {
+    int64_t tokens = hla_larger(last - first, 0);
+    return (ahead){rows->factors, rows->values, g->folded.factors,           rows->b, rows->h,
+                   first,         last,         (tokens + steps - 1) / steps};
+}
+
+/* Always inlined: gcc takes a function that does nothing but prefetch for one without effect and drops its calls. */
+HLA_INLINE void fetch_row(const hla_tensor *tensor, int64_t b, int64_t t, int64_t h) {
+    const char *row = hla_tensor_row(tensor, b, t, h);
+    int64_t bytes = tensor->stride[3] == 1 ? tensor->shape[3] * hla_element_size(tensor->dtype) : 0;
+    for (int64_t line = 0; line < bytes; line += CACHE_LINE)
+        __builtin_prefetch(row + line, 0, 2); /* to read, into the second-level cache */
+}
+
+/* One step, of which there is one before each register tile: a few rows then cost nothing, and a whole block at once
+ * would wait as long as reading it. */
+HLA_INLINE void fetch_ahead(ahead *next) {
+    for (int64_t end = hla_smaller(next->token + next->per_step, next->last); next->token < end; next->token++) {
+        for (int p = 0; p < next->factor_count; p++)
+            fetch_row(&next->factors[p], next->b, next->token, next->h);
+        if (next->values) fetch_row(next->values, next->b, next->token, next->h);
+    }
+}
+
+/* ---- build ---- */
+
+static void scale_values(const geometry *g, const scratch *own, const float *scales, int64_t count) {
+    for (int64_t panel = 0; panel < g->value_panels; panel++) {
+        float *row = own->values + panel * TOKENS * HLA_TILE_COLUMNS;
+        for (int64_t t = 0; t < count; t++, row += HLA_TILE_COLUMNS) {
+            for (int64_t x = 0; x < HLA_TILE_COLUMNS; x += HLA_VECTOR_WIDTH)
+                hla_vector_store(row + x, hla_vector_multiply(hla_vector_set(scales[t]), hla_vector_load(row + x)));
+        }
+    }
+}
+
+static void pack_build(const geometry *g, const scratch *own, const token_rows *rows) {
+    for (int64_t t = 0; t < rows->count; t++) {
+        expand_row(own->row, &g->folded, 0, g->folded.split, rows->factors, rows->b, rows->first + t, rows->h);
+        for (int64_t o = 0; o < g->folded.outer; o++)
+            own->outer[o * TOKENS + t] = own->row[o];
+        pack_inner_row(g, own->inner + t * g->inner_row, rows->factors, rows->b, rows->first + t, rows->h);
+    }
+    pack_values(own->values, TOKENS, rows->values, rows->b, rows->h, rows->first, rows->count);
+    if (rows->scales) scale_values(g, own, rows->scales, rows->count);
+}
+
+/* panel[t][0 ... width) = outer[t] * inner[t][0 ... width), in whole vectors */
+HLA_INLINE void multiply_segment(float *restrict panel, const float *restrict outer, const float *restrict inner,
+                                 int64_t inner_row, int64_t tokens, int64_t width) {
+    for (int64_t t = 0; t < tokens; t++, panel += STATE_ROW, inner += inner_row) {
+        hla_vector x = hla_vector_set(outer[t]);
+        for (int64_t i = 0; i < width; i += HLA_VECTOR_WIDTH) {
+            hla_vector_store(panel + i, hla_vector_multiply(x, hla_vector_load(inner + i)));
+        }
+    }
+}
+
+/* own->panel = phi of features first ... first + count - 1; zeros up to the next whole vector. Where the inner index
+ * wraps, a new segment starts, and its writes cover what the one before wrote too much. */
+static void make_key_panel(const geometry *g, const scratch *own, int64_t first, int64_t count, int64_t tokens) {
+    int64_t o = first / g->folded.inner, i = first % g->folded.inner;
+    for (int64_t done = 0, width; done < count; done += width, o++, i = 0) {
+        width = hla_smaller(g->folded.inner - i, count - done);
+        float *panel = own->panel + done;
+        const float *outer = own->outer + o * TOKENS, *inner = own->inner + i;
+        if (width == FEATURES) {
+            multiply_segment(panel, outer, inner, g->inner_row, tokens, FEATURES);
+        } else if (width == HLA_VECTOR_WIDTH) {
+            multiply_segment(panel, outer, inner, g->inner_row, tokens, HLA_VECTOR_WIDTH);
+        } else {
+            multiply_segment(panel, outer, inner, g->inner_row, tokens, width);
+        }
+    }
+    for (int64_t t = 0; t < tokens && count < FEATURES; t++) {
+        hla_vector_store(own->panel + t * STATE_ROW + count, hla_vector_zero());
+    }
+}
+
+/* z[0 ... count) += column sums of the panel, in whole vectors. Two tokens at a time keep the adders busy. */
+static void sum_panel(float *sums, const float *panel, int64_t count, int64_t tokens) {
+    for (int64_t c = 0; c < count; c += HLA_VECTOR_WIDTH) {
+        hla_vector even = hla_vector_zero(), odd = hla_vector_zero();
+        int64_t t = 0;
+        for (; t + 1 < tokens; t += 2) {
+            even = hla_vector_add(even, hla_vector_load(panel + t * STATE_ROW + c));
+            odd = hla_vector_add(odd, hla_vector_load(panel + (t + 1) * STATE_ROW + c));
+        }
+        if (t < tokens) even = hla_vector_add(even, hla_vector_load(panel + t * STATE_ROW + c));
+        hla_tile_finish(sums + c, hla_vector_add(even, odd), HLA_TILE_ADD);
+    }
+}
+
+/* The same with a weight a token. */
+static void sum_weighted_panel(float *sums, const float *panel, int64_t count, int64_t tokens, const float *weights) {
+    for (int64_t c = 0; c < count; c += HLA_VECTOR_WIDTH) {
+        hla_vector sum = hla_vector_zero();
+        for (int64_t t = 0; t < tokens; t++)
+            sum = hla_vector_multiply_add(hla_vector_set(weights[t]), hla_vector_load(panel + t * STATE_ROW + c), sum);
+        hla_tile_finish(sums + c, sum, HLA_TILE_ADD);
+    }
+}
+
+/* The register tile with A = phi of the state panel: rows are features, steps are tokens. */
+static void build_half(float *c, const float *a, const float *b, int64_t steps) {
+    hla_tile(c, HLA_TILE_COLUMNS, a, 1, STATE_ROW, b, steps, 1, HLA_TILE_ADD);
+}
+static void build_full(float *c, const float *a, const float *b, int64_t steps) {
+    hla_tile(c, HLA_TILE_COLUMNS, a, 1, STATE_ROW, b, steps, 2, HLA_TILE_ADD);
+}
+
+/* Register tiles of one build_block. */
+HLA_INLINE int64_t build_steps(const geometry *g, int64_t features) {
+    return (features + HLA_TILE_ROWS - 1) / HLA_TILE_ROWS * g->value_panels;
+}
+
+/* Adds the tokens of pack_build to S and z of features first ... last - 1; state and sums begin with feature `start`.
+ * first is a multiple of FEATURES. */
+static void build_block(const geometry *g, scratch *own, float *state, float *sums, int64_t start, int64_t first,
+                        int64_t last, const token_rows *rows) {
+    for (int64_t f = first; f < last; f += FEATURES) {
+        int64_t count = hla_smaller(FEATURES, last - f);
+        make_key_panel(g, own, f, count, rows->count);
+        if (rows->sum_weights) {
+            sum_weighted_panel(sums + f - start, own->panel, count, rows->count, rows->sum_weights);
+        } else {
+            sum_panel(sums + f - start, own->panel, count, rows->count);
+        }
+        for (int64_t panel = 0; panel < g->value_panels; panel++) {
+            bool full = panel_vectors(panel, g->problem->value_dim) == 2;
+            float *to = state_row(g, state, f - start) + panel * BLOCK * HLA_TILE_COLUMNS;
+            const float *values = own->values + panel * TOKENS * HLA_TILE_COLUMNS;
+            for (int64_t row = 0; row < count; row += HLA_TILE_ROWS) {
+                fetch_ahead(&own->next);
+                (full ? build_full : build_half)(to + row * HLA_TILE_COLUMNS, own->panel + row, values, rows->count);
+            }
+        }
+    }
+}
+
+/* ---- query ---- */
+
+/* Rows up to a whole register tile exist; those past count are zero. */
+static void pack_query(const geometry *g, const scratch *own, const token_rows *rows) {
+    int64_t count = rows->count, padded = hla_round_up(count, HLA_TILE_ROWS);
+    memset(own->outer + count * g->folded.outer, 0, (size_t)((padded - count) * g->folded.outer) * sizeof(float));
+    memset(own->inner + count * g->inner_row, 0, (size_t)((padded - count) * g->inner_row) * sizeof(float));
+    for (int64_t t = 0; t < count; t++) {
+        float *outer = own->outer + t * g->folded.outer;
+        expand_row(outer, &g->folded, 0, g->folded.split, rows->factors, rows->b, rows->first + t, rows->h);
+        pack_inner_row(g, own->inner + t * g->inner_row, rows->factors, rows->b, rows->first + t, rows->h);
+    }
+}
+
+/* phi[0 ... count) from feature `first` on, zeros up to the next whole vector; returns denominator + phi . z by lanes.
+ * inner_rank is a constant where that lets the loop be unrolled. */
+HLA_INLINE hla_vector make_query_row(float *restrict phi, const float *restrict outer, const float *restrict inner,
+                                     int64_t inner_rank, int64_t first, int64_t count, const float *restrict sums,
+                                     hla_vector denominator) {
+    int64_t o = first / inner_rank, i = first % inner_rank;
+    for (int64_t done = 0, width; done < count; done += width, o++, i = 0) {
+        width = hla_smaller(inner_rank - i, count - done);
+        hla_vector x = hla_vector_set(outer[o]);
+        for (int64_t j = 0; j < width; j += HLA_VECTOR_WIDTH) {
+            hla_vector_store(phi + done + j, hla_vector_multiply(x, hla_vector_load(inner + i + j)));
+        }
+    }
+    hla_vector_store(phi + count, hla_vector_zero());
+    hla_vector odd = hla_vector_zero();
+    int64_t f = 0;
+    for (; f + HLA_VECTOR_WIDTH < count; f += 2 * HLA_VECTOR_WIDTH) {
+        denominator = hla_vector_multiply_add(hla_vector_load(phi + f), hla_vector_load(sums + f), denominator);
+        hla_vector next = hla_vector_load(phi + f + HLA_VECTOR_WIDTH);
+        odd = hla_vector_multiply_add(next, hla_vector_load(sums + f + HLA_VECTOR_WIDTH), odd);
+    }
+    if (f < count)
+        denominator = hla_vector_multiply_add(hla_vector_load(phi + f), hla_vector_load(sums + f), denominator);
+    return hla_vector_add(denominator, odd);
+}
+
+/* own->panel = phi of features first ... first + count - 1 (one feature block) for tokens row ... row + rows - 1, and
+ * its share of the denominators, sums being z of feature `first`. */
+static void make_query_panel(const geometry *g, const scratch *own, const float *sums, int64_t first, int64_t count,
+                             int64_t row, int64_t rows, bool add) {
+    for (int64_t t = 0; t < rows; t++) {
+        float *phi = own->panel + t * QUERY_ROW, *lanes = own->denominators + (row + t) * HLA_VECTOR_WIDTH;
+        const float *outer = own->outer + (row + t) * g->folded.outer, *inner = own->inner + (row + t) * g->inner_row;
+        hla_vector before = add ? hla_vector_load(lanes) : hla_vector_zero();
+        hla_vector after;
+        if (g->folded.inner == 16 && count == BLOCK) {
+            after = make_query_row(phi, outer, inner, 16, first, BLOCK, sums, before);
+        } else if (g->folded.inner == 32 && count == BLOCK) {
+            after = make_query_row(phi, outer, inner, 32, first, BLOCK, sums, before);
+        } else {
+            after = make_query_row(phi, outer, inner, g->folded.inner, first, count, sums, before);
+        }
+        hla_vector_store(lanes, after);
+    }
+}
+
+/* The register tile with A = phi of the query panel: rows are tokens, steps are features. */
+#define QUERY_TILE(name, vectors, op)                                                                                  \
+    static void name(float *c, const float *a, const float *b, int64_t steps) {                                        \
+        hla_tile(c, HLA_TILE_COLUMNS, a, QUERY_ROW, 1, b, steps, vectors, op);                                         \
+    }
+QUERY_TILE(query_store_half, 1, HLA_TILE_STORE)
+QUERY_TILE(query_store_full, 2, HLA_TILE_STORE)
+QUERY_TILE(query_add_half, 1, HLA_TILE_ADD)
+QUERY_TILE(query_add_full, 2, HLA_TILE_ADD)
+typedef void tile_function(float *c, const float *a, const float *b, int64_t steps);
+static tile_function *const query_tiles[2][2] = {{query_store_half, query_store_full},
+                                                 {query_add_half, query_add_full}};
+
+/* own->values (op)= phi . S of one feature block for tokens row ... row + rows - 1, whose phi is in own->panel. */
+static void query_group(const geometry *g, scratch *own, const float *state, bool add, int64_t row, int64_t rows,
+                        int64_t features) {
+    for (int64_t panel = 0; panel < g->value_panels; panel++) {
+        tile_function *tile = query_tiles[add][panel_vectors(panel, g->problem->value_dim) - 1];
+        const float *from = state + panel * BLOCK * HLA_TILE_COLUMNS;
+        float *sums = own->values + (panel * TOKENS + row) * HLA_TILE_COLUMNS;
+        for (int64_t t = 0; t < rows; t += HLA_TILE_ROWS) {
+            fetch_ahead(&own->next);
+            tile(sums + t * HLA_TILE_COLUMNS, own->panel + t * QUERY_ROW, from, features);
+        }
+    }
+}
+
+/* Register tiles of one query_rows. */
+HLA_INLINE int64_t query_steps(const geometry *g, int64_t features, int64_t tokens) {
+    return (features + BLOCK - 1) / BLOCK * g->value_panels * (hla_round_up(tokens, HLA_TILE_ROWS) / HLA_TILE_ROWS);
+}
+
+/* own->values and own->denominators = n and d of the tokens of pack_query, over features first ... last - 1 of S and z
+ * (first a multiple of BLOCK); state and sums begin with feature 0. */
+static void query_rows(const geometry *g, scratch *own, float *state, const float *sums, int64_t first, int64_t last,
+                       int64_t tokens) {
+    int64_t padded = hla_round_up(tokens, HLA_TILE_ROWS);
+    for (int64_t f = first; f < last; f += BLOCK) {
+        int64_t features = hla_smaller(BLOCK, last - f);
+        for (int64_t row = 0; row < padded; row += GROUP) {
+            int64_t rows = hla_smaller(GROUP, padded - row);
+            make_query_panel(g, own, sums + f, f, features, row, rows, f > first);
+            query_group(g, own, state_row(g, state, f), f > first, row, rows, features);
+        }
+    }
+}
+
+/* ---- the caller's states, [R][V+1] with factor 1 slowest ---- */
+
+/* Where feature f of the folded order begins in the caller's array. */
+static int64_t caller_feature(const geometry *g, int64_t feature) {
+    int64_t index[HLA_MAX_FACTORS], place = 0;
+    for (int p = g->folded.factors - 1; p >= 0; p--) {
+        int64_t rank = g->problem->rank[g->folded.order[p]];
+        index[g->folded.order[p]] = feature % rank;
+        feature /= rank;
+    }
+    for (int p = 0; p < g->folded.factors; p++)
+        place = place * g->problem->rank[p] + index[p];
+    return place * (g->problem->value_dim + 1);
+}
+
+/* S and z of features first ... last - 1 = the caller's, or zero for NULL. All of the feature blocks' padding is zeroed
+ * too: first is a multiple of BLOCK, last one or R. */
+static void load_state(const geometry *g, float *state, float *sums, const float *from, int64_t first, int64_t last) {
+    int64_t width = g->problem->value_dim, end = last == g->folded.state_rank ? g->sum_size : last;
+    memset(state_row(g, state, first), 0,
+           (size_t)((hla_round_up(last, BLOCK) - first) / BLOCK * g->block_size) * sizeof(float));
+    memset(sums + first, 0, (size_t)(end - first) * sizeof(float));
+    for (int64_t f = first; from && f < last; f++) {
+        const float *row = from + caller_feature(g, f);
+        float *to = state_row(g, state, f);
+        for (int64_t x = 0; x < width; x++)
+            to[x / HLA_TILE_COLUMNS * BLOCK * HLA_TILE_COLUMNS + x % HLA_TILE_COLUMNS] = row[x];
+        sums[f] = row[width];
+    }
+}
+
+static void store_state(const geometry *g, float *to, float *state, const float *sums, int64_t first, int64_t last) {
+    int64_t width = g->problem->value_dim;
+    for (int64_t f = first; f < last; f++) {
+        float *row = to + caller_feature(g, f);
+        const float *from = state_row(g, state, f);
+        for (int64_t x = 0; x < width; x++)
+            row[x] = from[x / HLA_TILE_COLUMNS * BLOCK * HLA_TILE_COLUMNS + x % HLA_TILE_COLUMNS];
+        row[width] = sums[f];
+    }
+}
+
+#endif
