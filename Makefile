@@ -38,11 +38,12 @@ test-fast:
 
 # The slow checks first, so that the test runner's summary closes the log.
 test-full:
-	@scripts/install-deps.sh test
+	@scripts/install-deps.sh full
 	@$(CONFIGURE) -B $(BUILD) -DHLA_TESTS=ON >/dev/null
 	@cmake --build $(BUILD) -j $(JOBS)
 	@$(MAKE) --no-print-directory lint
 	@scripts/test-alone.sh build-alone
+	@scripts/test-aarch64.sh build-aarch64
 	@$(MAKE) --no-print-directory test SANITIZE=1
 	@$(MAKE) --no-print-directory fuzz
 	$(CTEST) $(BUILD)
@@ -71,7 +72,7 @@ install: all ## install under PREFIX (DESTDIR is honoured)
 	@cmake --install $(BUILD)
 
 clean: ## remove every build folder
-	@rm -rf build build-sanitize build-alone build-fuzz
+	@rm -rf build build-sanitize build-alone build-aarch64 build-fuzz
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
