@@ -235,6 +235,6 @@ hla_status hla_hadamard_backward(const hla_hadamard_plan *plan, const hla_hadama
                                     .gradients = *gradients,
                                     .d_final_state = d_final_state,
                                     .workspace = workspace};
-    plan->backward->run_backward(&call);
+    plan->backward->run(&call);
     return HLA_OK;
 }

@@ -151,4 +151,4 @@ static void run(const hla_hadamard_call *call) {
 
 extern const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_quadratic);
 const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_quadratic) = {
-    {"quadratic_" HLA_ISA_STRING, HLA_ISA_VALUE}, HLA_FORM_QUADRATIC, measure, run, NULL, NULL};
+    {"quadratic_" HLA_ISA_STRING, HLA_ISA_VALUE}, HLA_FORM_QUADRATIC, measure, run, NULL};

@@ -11,8 +11,8 @@
  * result has the same bits for any number of threads.
  */
 #include "attention/ops/hadamard/quadratic.h"
+#include "attention/ops/hadamard/query.h"
 #include "attention/ops/hadamard/spans.h"
-#include "attention/ops/hadamard/state.h"
 
 #include <omp.h>
 
@@ -297,6 +297,7 @@ static void run(const hla_hadamard_call *call) {
     }
 }
 
+extern const hla_hadamard_backward_entry HLA_ISA_NAME(hla_hadamard_backward_state); /* cpu_backward.c */
 extern const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_state);
 const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_state) = {
-    {"state_" HLA_ISA_STRING, HLA_ISA_VALUE}, HLA_FORM_STATE, measure, run, NULL, NULL};
+    {"state_" HLA_ISA_STRING, HLA_ISA_VALUE}, HLA_FORM_STATE, measure, run, &HLA_ISA_NAME(hla_hadamard_backward_state)};

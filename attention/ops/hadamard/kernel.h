@@ -17,6 +17,12 @@ typedef struct hla_hadamard_call {
     void *workspace;
 } hla_hadamard_call;
 
+/* The backward pass of a kernel. */
+typedef struct hla_hadamard_backward_entry {
+    void (*measure)(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
+    void (*run)(const hla_hadamard_call *call);
+} hla_hadamard_backward_entry;
+
 /* One entry of the kernel table. */
 typedef struct hla_hadamard_entry {
     hla_kernel kernel;
@@ -24,14 +30,11 @@ typedef struct hla_hadamard_entry {
     /* Takes from the arena what run will need (arena->base NULL: only measures). */
     void (*measure)(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
     void (*run)(const hla_hadamard_call *call);
-    /* The same of the backward pass; NULL in entries of the quadratic form, but for the reference. */
-    void (*measure_backward)(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
-    void (*run_backward)(const hla_hadamard_call *call);
+    const hla_hadamard_backward_entry *backward; /* NULL in entries of the quadratic form, but for the reference */
 } hla_hadamard_entry;
 
 extern const hla_hadamard_entry hla_hadamard_reference;
-void hla_hadamard_reference_measure_backward(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
-void hla_hadamard_reference_run_backward(const hla_hadamard_call *call);
+extern const hla_hadamard_backward_entry hla_hadamard_backward_reference;
 extern const hla_hadamard_entry hla_hadamard_quadratic_baseline, hla_hadamard_state_baseline;
 #if defined(__x86_64__)
 extern const hla_hadamard_entry hla_hadamard_quadratic_avx2, hla_hadamard_state_avx2;

@@ -160,12 +160,10 @@ static bool measure_workspace(hla_hadamard_plan *plan) {
 
 /* The backward pass may need more than can be addressed where the forward does not: it is refused when called. */
 static void choose_backward(hla_hadamard_plan *plan) {
-    plan->backward = plan->entry->run_backward ? plan->entry : hla_hadamard_state_of(plan->entry->kernel.isa);
+    const hla_hadamard_backward_entry *own = plan->entry->backward;
+    plan->backward = own ? own : hla_hadamard_state_of(plan->entry->kernel.isa)->backward;
     hla_arena arena = {0};
-    if (!plan->backward->measure_backward)
-        arena.overflow = true;
-    else
-        plan->backward->measure_backward(&arena, &plan->problem, plan->threads);
+    plan->backward->measure(&arena, &plan->problem, plan->threads);
     plan->backward_workspace = arena.overflow ? SIZE_MAX : arena.used;
 }
 

@@ -70,5 +70,4 @@ static void run(const hla_hadamard_call *call) {
 }
 
 const hla_hadamard_entry hla_hadamard_reference = {
-    {"reference", HLA_ISA_BASELINE},    HLA_FORM_QUADRATIC, measure, run, hla_hadamard_reference_measure_backward,
-    hla_hadamard_reference_run_backward};
+    {"reference", HLA_ISA_BASELINE}, HLA_FORM_QUADRATIC, measure, run, &hla_hadamard_backward_reference};

@@ -24,7 +24,7 @@ static plan carve_plan(hla_arena *arena, const hla_hadamard_problem *problem, in
     return p;
 }
 
-void hla_hadamard_reference_measure_backward(hla_arena *arena, const hla_hadamard_problem *problem, int threads) {
+static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int threads) {
     carve_plan(arena, problem, threads);
 }
 
@@ -181,7 +181,7 @@ static void state_gradient(const hla_hadamard_call *call, const plan *p, int64_t
         call->gradients.d_initial_state[offset + x] = (float)sums[x];
 }
 
-void hla_hadamard_reference_run_backward(const hla_hadamard_call *call) {
+static void run(const hla_hadamard_call *call) {
     const hla_hadamard_problem *problem = call->problem;
     int64_t sequences = hla_hadamard_sequence_count(problem), rank = hla_hadamard_state_rank(problem);
     int64_t heads = sequences * problem->heads, states = sequences * problem->kv_heads;
@@ -214,3 +214,5 @@ void hla_hadamard_reference_run_backward(const hla_hadamard_call *call) {
         }
     }
 }
+
+const hla_hadamard_backward_entry hla_hadamard_backward_reference = {measure, run};
