@@ -1,4 +1,5 @@
-/* hla/feature_map.h - per-head feature maps phi and psi: from a query or key vector to the features of one factor.
+/* hla/feature_map.h - per-head feature maps phi and psi: from a query or key vector to the features of one factor, and
+ * the gradients of such a map.
  *
  *     hla_feature_map_problem problem;
  *     hla_feature_map_problem_init(&problem);
@@ -59,6 +60,41 @@ typedef struct hla_feature_map_weights {
 HLA_API hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_problem *problem,
                                            const hla_tensor *out, const hla_tensor *x,
                                            const hla_feature_map_weights *weights);
+
+/* Gradients of the weights, shaped like the weights, contiguous, owned by the caller. NULL: not wanted. */
+typedef struct hla_feature_map_weight_gradients {
+    float *weight;        /* dW [H,R,D] */
+    float *bias;          /* db [H,R]; may be asked for without a bias: the gradient at zero */
+    float *hidden_weight; /* dU [H,D,D]; the hidden gradients only with weights.hidden_weight */
+    float *hidden_bias;   /* dc [H,D] */
+} hla_feature_map_weight_gradients;
+
+/* Gradients of a loss whose gradient with respect to the output is d_out [B,T,H,R]: dx [B,T,H,D] and, summed over all
+ * tokens in float32, those of the weights. With e = d_out,
+ *
+ *     du = act'(u) e     dW = sum du h^T     db = sum du     dh = W^T du
+ *     dx = dh            or, with the hidden layer and z = U x + c,
+ *     dz = dh where z > 0, else 0            dU = sum dz x^T     dc = sum dz     dx = dh + U^T dz
+ *
+ * relu has the slope 0 at 0. exp for queries is differentiated as it is computed: the row's maximum is subtracted, so
+ * the feature that holds it (the first such) also receives -sum_r y_r e_r; in normalised attention, where the shift
+ * cancels, that sum is zero up to rounding.
+ *
+ * d_out, x and dx are of problem.dtype, with any strides, owned by the caller. dx or dweights may be NULL: not wanted.
+ * Every gradient that is wanted is overwritten, not added to. Nothing is kept from the forward pass. The outputs must
+ * not overlap each other or an input. The result has the same bits for any number of threads. workspace: at least the
+ * bytes that hla_feature_map_backward_workspace tells, aligned to 64; nothing is allocated. On an error nothing has
+ * been written. */
+HLA_API hla_status hla_feature_map_backward(hla_context *context, const hla_feature_map_problem *problem,
+                                            const hla_tensor *dx, const hla_feature_map_weight_gradients *dweights,
+                                            const hla_tensor *d_out, const hla_tensor *x,
+                                            const hla_feature_map_weights *weights, void *workspace,
+                                            size_t workspace_size);
+
+/* *bytes: the workspace of hla_feature_map_backward for this problem and the context's threads; it does not grow with
+ * the number of tokens. On an error *bytes is 0. */
+HLA_API hla_status hla_feature_map_backward_workspace(hla_context *context, const hla_feature_map_problem *problem,
+                                                      size_t *bytes);
 
 /* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
 typedef struct hla_feature_map_kernel_info {

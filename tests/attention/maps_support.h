@@ -11,18 +11,33 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
-/* A view and the block it looks into. */
+/* A view and the block it looks into, which lies between two pages that may not be touched and ends at the second. */
 typedef struct array {
     hla_tensor view;
     unsigned char *block;
     size_t bytes;
+    void *pages;
+    size_t mapped;
 } array;
 
 /* How an array lies in memory; SPREAD leaves a gap after every element, and more after each row. */
 typedef enum array_layout { LAYOUT_BTHD, LAYOUT_BHTD, LAYOUT_SPREAD, LAYOUTS } array_layout;
+
+/* Memory for an array, between guards. */
+static inline void array_map(array *a) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), usable = (a->bytes + page - 1) / page * page;
+    a->mapped = usable + 2 * page;
+    a->pages = mmap(NULL, a->mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(a->pages != MAP_FAILED);
+    char *start = (char *)a->pages + page;
+    assert_true(usable == 0 || mprotect(start, usable, PROT_READ | PROT_WRITE) == 0);
+    a->block = (unsigned char *)start + usable - a->bytes;
+}
 
 /* An array whose every byte is 0xff: NaN in every dtype, and a pattern that shows what was written. */
 static inline array array_poisoned(array_layout layout, hla_dtype dtype, int64_t b, int64_t t, int64_t h, int64_t x) {
@@ -36,16 +51,15 @@ static inline array array_poisoned(array_layout layout, hla_dtype dtype, int64_t
         elements = b * t * h * row;
     }
     made.bytes = (size_t)elements * hla_dtype_size(dtype);
-    made.block = malloc(made.bytes + 1);
-    assert_non_null(made.block);
-    memset(made.block, 0xff, made.bytes + 1);
+    array_map(&made);
+    memset(made.block, 0xff, made.bytes);
     made.view.data = made.block;
     return made;
 }
 
 static inline void array_free(array *a) {
-    free(a->block);
-    a->block = NULL;
+    if (a->pages) munmap(a->pages, a->mapped);
+    *a = (array){0};
 }
 
 static inline void *element_address(const hla_tensor *view, int64_t b, int64_t t, int64_t h, int64_t x) {
@@ -107,12 +121,12 @@ static inline void assert_gaps_untouched(array *a) {
     size_t size = hla_dtype_size(a->view.dtype);
     FOR_EACH_ELEMENT(&a->view, b, t, h, x)
     memset(element_address(&a->view, b, t, h, x), 0xff, size);
-    for (size_t i = 0; i <= a->bytes; i++)
+    for (size_t i = 0; i < a->bytes; i++)
         assert_int_equal(a->block[i], 0xff);
 }
 
 static inline void assert_untouched(const array *a) {
-    for (size_t i = 0; i <= a->bytes; i++)
+    for (size_t i = 0; i < a->bytes; i++)
         assert_int_equal(a->block[i], 0xff);
 }
 

@@ -3,15 +3,12 @@
  *
  * A block's result depends on nothing but its own tokens, so the number of threads changes no bit of it.
  */
-#include "attention/ops/feature_map/kernel.h"
+#include "attention/ops/feature_map/cpu.h"
 #include "attention/simd/exp.h"
-#include "attention/simd/tile.h"
 
 #include <float.h>
 #include <math.h>
 #include <omp.h>
-
-enum { TOKEN_BLOCK = 32 }; /* 8 KB of input at D = 64 */
 
 /* Weights packed for hla_tile: weight [H][R/COLUMNS][D][COLUMNS] and bias [H][R], hidden weight and bias likewise;
  * R and D rounded up to COLUMNS. Per thread: x [BLOCK][D], hidden [BLOCK][D], features [BLOCK][R]. */
@@ -47,17 +44,6 @@ static void measure(hla_arena *arena, const hla_feature_map_problem *problem, in
     lay_out(arena, problem, threads);
 }
 
-/* One head's matrix [rows,dim] into panels of COLUMNS rows, transposed; missing rows are zero, missing biases pad. */
-static void pack(float *panels, float *packed_bias, const float *weight, const float *bias, int64_t rows, int64_t dim,
-                 float pad) {
-    for (int64_t i = 0; i < hla_round_up(rows, HLA_TILE_COLUMNS); i++) {
-        float *column = panels + i / HLA_TILE_COLUMNS * HLA_TILE_COLUMNS * dim + i % HLA_TILE_COLUMNS;
-        for (int64_t x = 0; x < dim; x++)
-            column[x * HLA_TILE_COLUMNS] = i < rows ? weight[i * dim + x] : 0;
-        packed_bias[i] = i < rows ? (bias ? bias[i] : 0) : pad;
-    }
-}
-
 static void pack_head(const hla_feature_map_call *call, const layout *sizes, int64_t h) {
     const hla_feature_map_weights *weights = &call->weights;
     int64_t dim = sizes->dim, rank = sizes->rank;
@@ -70,22 +56,6 @@ static void pack_head(const hla_feature_map_call *call, const layout *sizes, int
     pack(sizes->hidden_weight + h * sizes->dim_padded * dim, sizes->hidden_bias + h * sizes->dim_padded,
          weights->hidden_weight + h * dim * dim, weights->hidden_bias ? weights->hidden_bias + h * dim : NULL, dim, dim,
          0);
-}
-
-/* out [BLOCK][out_row] = in [BLOCK][in_row] times the packed matrix; columns up to rows are computed. */
-static void project(float *out, int64_t out_row, const float *in, int64_t in_row, const float *panels, int64_t rows,
-                    int64_t dim, int64_t tokens) {
-    for (int64_t i = 0; i < rows; i += HLA_TILE_COLUMNS) {
-        const float *panel = panels + i * dim;
-        for (int64_t t = 0; t < tokens; t += HLA_TILE_ROWS) {
-            float *c = out + t * out_row + i;
-            if (rows - i > HLA_VECTOR_WIDTH) {
-                hla_tile(c, out_row, in + t * in_row, in_row, 1, panel, dim, 2, HLA_TILE_STORE);
-            } else {
-                hla_tile(c, out_row, in + t * in_row, in_row, 1, panel, dim, 1, HLA_TILE_STORE);
-            }
-        }
-    }
 }
 
 /* Activations of one row: u = row + bias, padded to whole vectors. hla_vector_larger is called so that NaN stays. */
@@ -202,12 +172,12 @@ static void map_block(const hla_feature_map_call *call, const layout *sizes, int
         hla_load_floats(x + t * row, hla_tensor_row(in, b, first + t, h), in->dtype, dim, in->stride[3]);
     memset(x + tokens * row, 0, (size_t)((strips - tokens) * row) * sizeof *x);
     if (call->weights.hidden_weight) {
-        project(hidden, row, x, row, sizes->hidden_weight + h * row * dim, dim, dim, tokens);
+        project(hidden, row, x, row, sizes->hidden_weight + h * row * dim, dim, dim, tokens, HLA_TILE_STORE);
         for (int64_t t = 0; t < strips; t++)
             finish_hidden(hidden + t * row, x + t * row, sizes->hidden_bias + h * row, dim);
         x = hidden;
     }
-    project(features, rank_row, x, row, sizes->weight + h * rank_row * dim, sizes->rank, dim, tokens);
+    project(features, rank_row, x, row, sizes->weight + h * rank_row * dim, sizes->rank, dim, tokens, HLA_TILE_STORE);
     for (int64_t t = 0; t < tokens; t++) {
         activations[call->problem.activation](features + t * rank_row, sizes->bias + h * rank_row,
                                               hla_round_up(sizes->rank, HLA_VECTOR_WIDTH), &call->problem);
@@ -236,4 +206,8 @@ static void run(const hla_feature_map_call *call) {
 }
 
 extern const hla_feature_map_entry HLA_ISA_NAME(hla_feature_map);
-const hla_feature_map_entry HLA_ISA_NAME(hla_feature_map) = {{HLA_ISA_STRING, HLA_ISA_VALUE}, measure, run};
+const hla_feature_map_entry HLA_ISA_NAME(hla_feature_map) = {{HLA_ISA_STRING, HLA_ISA_VALUE},
+                                                             measure,
+                                                             run,
+                                                             HLA_ISA_NAME(hla_feature_map_measure_backward),
+                                                             HLA_ISA_NAME(hla_feature_map_run_backward)};

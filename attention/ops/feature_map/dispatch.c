@@ -53,29 +53,57 @@ static hla_status check_problem(hla_context *context, const hla_feature_map_prob
     return status;
 }
 
-/* The four arrays as views [1,1,H,...], so that size, overlap and finiteness are checked like any tensor's. */
-static hla_status check_weights(hla_context *context, const hla_feature_map_problem *problem, const hla_tensor *out,
-                                const hla_feature_map_weights *weights) {
+enum { WEIGHTS = 4 };
+
+/* One of the four arrays of weights, or of their gradients, as a view [1,1,H,...], so that size, overlap and finiteness
+ * are checked like any tensor's; data NULL if it is not given. */
+typedef struct named_view {
+    const char *name;
+    hla_tensor view;
+} named_view;
+
+static void view_weights(named_view views[WEIGHTS], const hla_feature_map_problem *problem,
+                         const hla_feature_map_weights *weights) {
     int64_t heads = problem->heads, dim = problem->dim, rank = problem->rank;
+    const named_view all[WEIGHTS] = {
+        {"weights.weight", hla_tensor_bthd(weights->weight, HLA_F32, 1, heads, rank, dim)},
+        {"weights.bias", hla_tensor_bthd(weights->bias, HLA_F32, 1, 1, heads, rank)},
+        {"weights.hidden_weight", hla_tensor_bthd(weights->hidden_weight, HLA_F32, 1, heads, dim, dim)},
+        {"weights.hidden_bias", hla_tensor_bthd(weights->hidden_bias, HLA_F32, 1, 1, heads, dim)}};
+    memcpy(views, all, sizeof all);
+}
+
+static hla_status check_weights(hla_context *context, const hla_feature_map_problem *problem,
+                                const hla_feature_map_weights *weights, named_view views[WEIGHTS]) {
     if (!weights) return hla_fail(context, HLA_ERROR_ARGUMENT, "weights is NULL");
     if (!weights->weight) return hla_fail(context, HLA_ERROR_ARGUMENT, "weights.weight is NULL");
     if (weights->hidden_bias && !weights->hidden_weight) {
         return hla_fail(context, HLA_ERROR_ARGUMENT, "weights.hidden_bias is given without weights.hidden_weight");
     }
-    const struct {
-        const char *name;
-        hla_tensor view;
-    } arrays[] = {{"weights.weight", hla_tensor_bthd(weights->weight, HLA_F32, 1, heads, rank, dim)},
-                  {"weights.bias", hla_tensor_bthd(weights->bias, HLA_F32, 1, 1, heads, rank)},
-                  {"weights.hidden_weight", hla_tensor_bthd(weights->hidden_weight, HLA_F32, 1, heads, dim, dim)},
-                  {"weights.hidden_bias", hla_tensor_bthd(weights->hidden_bias, HLA_F32, 1, 1, heads, dim)}};
-    for (int i = 0; i < 4; i++) {
-        const hla_tensor *view = &arrays[i].view;
+    view_weights(views, problem, weights);
+    for (int i = 0; i < WEIGHTS; i++) {
+        const hla_tensor *view = &views[i].view;
         if (!view->data) continue;
-        hla_status status = hla_check_tensor(context, arrays[i].name, view, HLA_F32, view->shape[0], view->shape[1],
+        hla_status status = hla_check_tensor(context, views[i].name, view, HLA_F32, view->shape[0], view->shape[1],
                                              view->shape[2], view->shape[3]);
-        if (status == HLA_OK) status = hla_check_disjoint(context, "out", out, arrays[i].name, view);
-        if (status == HLA_OK) status = hla_check_finite(context, arrays[i].name, view, NULL);
+        if (status != HLA_OK) return status;
+    }
+    return HLA_OK;
+}
+
+static hla_status check_finite(hla_context *context, const named_view *views, int count) {
+    hla_status status = HLA_OK;
+    for (int i = 0; i < count && status == HLA_OK; i++) {
+        if (views[i].view.data) status = hla_check_finite(context, views[i].name, &views[i].view, NULL);
+    }
+    return status;
+}
+
+/* That an output shares no memory with a weight. */
+static hla_status check_apart(hla_context *context, const named_view *output, const named_view *others, int count) {
+    for (int i = 0; i < count; i++) {
+        if (!others[i].view.data) continue;
+        hla_status status = hla_check_disjoint(context, output->name, &output->view, others[i].name, &others[i].view);
         if (status != HLA_OK) return status;
     }
     return HLA_OK;
@@ -92,17 +120,28 @@ static hla_status check_tensors(hla_context *context, const hla_feature_map_prob
     return status;
 }
 
-hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_problem *problem, const hla_tensor *out,
-                                   const hla_tensor *x, const hla_feature_map_weights *weights) {
-    if (!context) return HLA_ERROR_ARGUMENT;
+/* The entry to run, and the problem checked. */
+static hla_status choose(hla_context *context, const hla_feature_map_problem *problem,
+                         const hla_feature_map_entry **entry) {
     hla_status status = check_problem(context, problem);
     if (status != HLA_OK) return status;
     int index;
     status = hla_kernel_choose(context, kernel_at, problem->kernel, "HLA_FEATURE_MAP_KERNEL", &index);
+    if (status == HLA_OK) *entry = table[index];
+    return status;
+}
+
+hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_problem *problem, const hla_tensor *out,
+                                   const hla_tensor *x, const hla_feature_map_weights *weights) {
+    if (!context) return HLA_ERROR_ARGUMENT;
+    const hla_feature_map_entry *entry;
+    named_view views[WEIGHTS];
+    hla_status status = choose(context, problem, &entry);
     if (status == HLA_OK) status = check_tensors(context, problem, out, x);
-    if (status == HLA_OK) status = check_weights(context, problem, out, weights);
+    if (status == HLA_OK) status = check_weights(context, problem, weights, views);
+    if (status == HLA_OK) status = check_apart(context, &(named_view){"out", *out}, views, WEIGHTS);
+    if (status == HLA_OK) status = check_finite(context, views, WEIGHTS);
     if (status != HLA_OK) return status;
-    const hla_feature_map_entry *entry = table[index];
     hla_arena arena = {0};
     entry->measure(&arena, problem, context->threads);
     if (arena.overflow) {
@@ -120,5 +159,106 @@ hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_p
                                  .workspace = workspace};
     entry->run(&call);
     free(workspace);
+    return HLA_OK;
+}
+
+static hla_status measure_backward(hla_context *context, const hla_feature_map_entry *entry,
+                                   const hla_feature_map_problem *problem, size_t *bytes) {
+    hla_arena arena = {0};
+    entry->measure_backward(&arena, problem, context->threads);
+    if (arena.overflow) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem's workspace does not fit in 63-bit sizes");
+    }
+    *bytes = arena.used;
+    return HLA_OK;
+}
+
+hla_status hla_feature_map_backward_workspace(hla_context *context, const hla_feature_map_problem *problem,
+                                              size_t *bytes) {
+    if (bytes) *bytes = 0;
+    if (!context) return HLA_ERROR_ARGUMENT;
+    if (!bytes) return hla_fail(context, HLA_ERROR_ARGUMENT, "bytes is NULL");
+    const hla_feature_map_entry *entry;
+    hla_status status = choose(context, problem, &entry);
+    return status == HLA_OK ? measure_backward(context, entry, problem, bytes) : status;
+}
+
+/* Everything the backward pass reads, as views: d_out, x and the weights. */
+enum { INPUTS = 2 + WEIGHTS };
+
+static hla_status check_inputs(hla_context *context, const hla_feature_map_problem *problem, const hla_tensor *d_out,
+                               const hla_tensor *x, const hla_feature_map_weights *weights, named_view inputs[INPUTS]) {
+    int64_t batch = problem->batch, tokens = problem->tokens, heads = problem->heads;
+    const struct {
+        const char *name;
+        const hla_tensor *tensor;
+        int64_t width;
+    } tensors[] = {{"d_out", d_out, problem->rank}, {"x", x, problem->dim}};
+    for (int i = 0; i < 2; i++) {
+        hla_status status = hla_check_tensor(context, tensors[i].name, tensors[i].tensor, problem->dtype, batch, tokens,
+                                             heads, tensors[i].width);
+        if (status != HLA_OK) return status;
+        inputs[i] = (named_view){tensors[i].name, *tensors[i].tensor};
+    }
+    return check_weights(context, problem, weights, inputs + 2);
+}
+
+/* dx and the gradients of the weights: shape, and no memory shared with an input or one another. */
+static hla_status check_gradients(hla_context *context, const hla_feature_map_problem *problem, const hla_tensor *dx,
+                                  const hla_feature_map_weight_gradients *dweights,
+                                  const hla_feature_map_weights *weights, const named_view inputs[INPUTS]) {
+    static const char *const names[] = {"dweights.weight", "dweights.bias", "dweights.hidden_weight",
+                                        "dweights.hidden_bias", "dx"};
+    named_view outputs[WEIGHTS + 1];
+    if ((dweights->hidden_weight || dweights->hidden_bias) && !weights->hidden_weight) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT, "%s is given without weights.hidden_weight",
+                        dweights->hidden_weight ? names[2] : names[3]);
+    }
+    view_weights(
+        outputs, problem,
+        &(hla_feature_map_weights){dweights->weight, dweights->bias, dweights->hidden_weight, dweights->hidden_bias});
+    int count = WEIGHTS;
+    if (dx) outputs[count++].view = *dx;
+    const int64_t wanted[] = {problem->batch, problem->tokens, problem->heads, problem->dim};
+    for (int i = 0; i < count; i++) {
+        outputs[i].name = names[i];
+        const hla_tensor *view = &outputs[i].view;
+        const int64_t *shape = i < WEIGHTS ? view->shape : wanted;
+        if (i < WEIGHTS && !view->data) continue;
+        hla_status status = hla_check_output(context, names[i], view, i < WEIGHTS ? HLA_F32 : problem->dtype, shape[0],
+                                             shape[1], shape[2], shape[3]);
+        if (status == HLA_OK) status = check_apart(context, &outputs[i], inputs, INPUTS);
+        if (status == HLA_OK) status = check_apart(context, &outputs[i], outputs, i);
+        if (status != HLA_OK) return status;
+    }
+    return HLA_OK;
+}
+
+hla_status hla_feature_map_backward(hla_context *context, const hla_feature_map_problem *problem, const hla_tensor *dx,
+                                    const hla_feature_map_weight_gradients *dweights, const hla_tensor *d_out,
+                                    const hla_tensor *x, const hla_feature_map_weights *weights, void *workspace,
+                                    size_t workspace_size) {
+    if (!context) return HLA_ERROR_ARGUMENT;
+    const hla_feature_map_weight_gradients none = {0};
+    if (!dweights) dweights = &none;
+    const hla_feature_map_entry *entry;
+    named_view inputs[INPUTS];
+    size_t needed = 0;
+    hla_status status = choose(context, problem, &entry);
+    if (status == HLA_OK) status = check_inputs(context, problem, d_out, x, weights, inputs);
+    if (status == HLA_OK) status = check_gradients(context, problem, dx, dweights, weights, inputs);
+    if (status == HLA_OK) status = check_finite(context, inputs, INPUTS);
+    if (status == HLA_OK) status = measure_backward(context, entry, problem, &needed);
+    if (status == HLA_OK) status = hla_check_workspace(context, workspace, workspace_size, needed);
+    if (status != HLA_OK) return status;
+    hla_feature_map_call call = {.problem = *problem,
+                                 .out = d_out,
+                                 .x = x,
+                                 .weights = *weights,
+                                 .dx = dx,
+                                 .gradients = *dweights,
+                                 .threads = context->threads,
+                                 .workspace = workspace};
+    entry->run_backward(&call);
     return HLA_OK;
 }

@@ -10,9 +10,11 @@ enum { HLA_ACTIVATIONS = HLA_ACTIVATION_IDENTITY + 1 };
 /* One execution; everything in it has been checked. */
 typedef struct hla_feature_map_call {
     hla_feature_map_problem problem;
-    const hla_tensor *out; /* [B,T,H,R] */
+    const hla_tensor *out; /* [B,T,H,R]; backward: its gradient d_out */
     const hla_tensor *x;   /* [B,T,H,D] */
     hla_feature_map_weights weights;
+    const hla_tensor *dx; /* [B,T,H,D] or NULL; backward only */
+    hla_feature_map_weight_gradients gradients;
     int threads;
     void *workspace;
 } hla_feature_map_call;
@@ -23,6 +25,9 @@ typedef struct hla_feature_map_entry {
     /* Takes from the arena what run will need (arena->base NULL: only measures). */
     void (*measure)(hla_arena *arena, const hla_feature_map_problem *problem, int threads);
     void (*run)(const hla_feature_map_call *call);
+    /* The same of the backward pass. */
+    void (*measure_backward)(hla_arena *arena, const hla_feature_map_problem *problem, int threads);
+    void (*run_backward)(const hla_feature_map_call *call);
 } hla_feature_map_entry;
 
 extern const hla_feature_map_entry hla_feature_map_reference, hla_feature_map_baseline;
@@ -35,5 +40,22 @@ extern const hla_feature_map_entry hla_feature_map_neon;
 /* The oracle: row out[b,t,h,:] in double. row: R doubles; x and hidden: D doubles of scratch each, input: D floats. */
 void hla_feature_map_reference_row(const hla_feature_map_call *call, int64_t b, int64_t t, int64_t h, double *row,
                                    double *x, double *hidden, float *input);
+
+/* Before the activation: u = W h + b (R doubles); also leaves h, z = U x + c (with a hidden layer), and x as floats. */
+void hla_feature_map_reference_projection(const hla_feature_map_call *call, int64_t b, int64_t t, int64_t h, double *u,
+                                          double *hidden_out, double *z, float *x);
+
+/* Sums over tokens of one head's weight gradients in double: [R,D], [R], [D,D], [D]. */
+typedef struct hla_feature_map_sums {
+    double *weight, *bias, *hidden_weight, *hidden_bias;
+} hla_feature_map_sums;
+
+/* The oracle of the backward pass: row dx[b,t,h,:] in double; what the row gives to the weight gradients is added to
+ * sums (the hidden ones only with a hidden layer). scratch: 2R + 2D doubles, input: R + D floats. */
+void hla_feature_map_reference_backward_row(const hla_feature_map_call *call, int64_t b, int64_t t, int64_t h,
+                                            double *dx, const hla_feature_map_sums *sums, double *scratch,
+                                            float *input);
+void hla_feature_map_reference_measure_backward(hla_arena *arena, const hla_feature_map_problem *problem, int threads);
+void hla_feature_map_reference_run_backward(const hla_feature_map_call *call);
 
 #endif

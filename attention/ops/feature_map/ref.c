@@ -64,24 +64,28 @@ static const float *head_of(const float *array, int64_t h, int64_t size) {
     return array ? array + h * size : NULL;
 }
 
+void hla_feature_map_reference_projection(const hla_feature_map_call *call, int64_t b, int64_t t, int64_t h, double *u,
+                                          double *hidden_out, double *z, float *x) {
+    const hla_feature_map_weights *weights = &call->weights;
+    int64_t dim = call->problem.dim, rank = call->problem.rank;
+    hla_load_floats(x, hla_tensor_row(call->x, b, t, h), call->x->dtype, dim, call->x->stride[3]);
+    for (int64_t i = 0; i < dim; i++)
+        hidden_out[i] = (double)x[i];
+    if (weights->hidden_weight) {
+        project(z, head_of(weights->hidden_weight, h, dim * dim), head_of(weights->hidden_bias, h, dim), hidden_out,
+                dim, dim);
+        for (int64_t i = 0; i < dim; i++)
+            hidden_out[i] += z[i] < 0 ? 0 : z[i];
+    }
+    project(u, head_of(weights->weight, h, rank * dim), head_of(weights->bias, h, rank), hidden_out, rank, dim);
+}
+
 void hla_feature_map_reference_row(const hla_feature_map_call *call, int64_t b, int64_t t, int64_t h, double *row,
                                    double *x, double *hidden, float *input) {
     static void (*const activate[HLA_ACTIVATIONS])(double *, const hla_feature_map_problem *) = {
         relu, elu1, softplus, exponential, softmax, square, identity};
-    const hla_feature_map_problem *problem = &call->problem;
-    const hla_feature_map_weights *weights = &call->weights;
-    int64_t dim = problem->dim, rank = problem->rank;
-    hla_load_floats(input, hla_tensor_row(call->x, b, t, h), call->x->dtype, dim, call->x->stride[3]);
-    for (int64_t i = 0; i < dim; i++)
-        x[i] = (double)input[i];
-    if (weights->hidden_weight) {
-        project(hidden, head_of(weights->hidden_weight, h, dim * dim), head_of(weights->hidden_bias, h, dim), x, dim,
-                dim);
-        for (int64_t i = 0; i < dim; i++)
-            x[i] += hidden[i] < 0 ? 0 : hidden[i];
-    }
-    project(row, head_of(weights->weight, h, rank * dim), head_of(weights->bias, h, rank), x, rank, dim);
-    activate[problem->activation](row, problem);
+    hla_feature_map_reference_projection(call, b, t, h, row, x, hidden, input);
+    activate[call->problem.activation](row, &call->problem);
 }
 
 /* Scratch of all threads. */
@@ -118,4 +122,8 @@ static void run(const hla_feature_map_call *call) {
     }
 }
 
-const hla_feature_map_entry hla_feature_map_reference = {{"reference", HLA_ISA_BASELINE}, measure, run};
+const hla_feature_map_entry hla_feature_map_reference = {{"reference", HLA_ISA_BASELINE},
+                                                         measure,
+                                                         run,
+                                                         hla_feature_map_reference_measure_backward,
+                                                         hla_feature_map_reference_run_backward};
