@@ -44,7 +44,7 @@ static double *matrix(int64_t rows, int64_t columns) {
  * here with every one of those matrices written out. */
 static void check_product_of_scores(hla_context *context, const char *kernel) {
     enum { T = 45, P = 3, V = 18 };
-    const hadamard_case c = {1, 1, T, T, V, P, {6, 11, 4}, LAYOUT_BTHD, false};
+    const hadamard_case c = {1, 1, T, T, V, P, {6, 11, 4}, LAYOUT_BTHD, 0};
     hadamard_data data = hadamard_make(&c, HLA_F32, true, 7);
     double *product = matrix(T, T), *scores = matrix(T, T);
     for (int64_t e = 0; e < T * T; e++)
@@ -69,7 +69,7 @@ static void check_product_of_scores(hla_context *context, const char *kernel) {
             for (int64_t j = 0; j < T; j++)
                 expected += product[i * T + j] / row_sum * get(&data.v.view, 0, j, 0, x);
             /* values lie in [-1,1] and weights sum to 1: an absolute error of some roundings of 1 */
-            double error = fabs(get(&data.out.view, 0, i, 0, x) - expected);
+            double error = fabs(get(&data.output[OUT].view, 0, i, 0, x) - expected);
             if (!(error <= 1e-6)) fail_msg("%s: [%d,%d] off by %.3g", kernel, (int)i, (int)x, error);
         }
     }
@@ -86,7 +86,7 @@ static void test_product_of_scores(void **unused) {
 /* P = 1 is plain linear attention: a state S = sum_j c_j v_j^T, a normaliser z = sum_j c_j, out = a S / (a . z). */
 static void check_linear_attention(hla_context *context, const char *kernel) {
     enum { TQ = 20, TK = 70, R = 24, V = 33 };
-    const hadamard_case c = {1, 1, TQ, TK, V, 1, {R}, LAYOUT_BHTD, false};
+    const hadamard_case c = {1, 1, TQ, TK, V, 1, {R}, LAYOUT_BHTD, 0};
     hadamard_data data = hadamard_make(&c, HLA_F32, true, 8);
     double *state = matrix(R, V), *normaliser = matrix(R, 1);
     for (int64_t j = 0; j < TK; j++) {
@@ -106,7 +106,7 @@ static void check_linear_attention(hla_context *context, const char *kernel) {
             double expected = 0;
             for (int64_t r = 0; r < R; r++)
                 expected += get(&data.q[0].view, 0, i, 0, r) * state[r * V + x];
-            double error = fabs(get(&data.out.view, 0, i, 0, x) - expected / denominator);
+            double error = fabs(get(&data.output[OUT].view, 0, i, 0, x) - expected / denominator);
             if (!(error <= 1e-6)) fail_msg("%s: [%d,%d] off by %.3g", kernel, (int)i, (int)x, error);
         }
     }
@@ -120,7 +120,7 @@ static void test_linear_attention(void **unused) {
     each_kernel(check_linear_attention);
 }
 
-static const hadamard_case property_case = {2, 2, 37, 141, 34, 2, {12, 9}, LAYOUT_PADDED, false};
+static const hadamard_case property_case = {2, 2, 37, 141, 34, 2, {12, 9}, LAYOUT_PADDED, 0};
 
 /* Calls change for each element of v, in order. */
 static void fill_values(hadamard_data *data, double (*value)(int64_t index, double old)) {
@@ -148,22 +148,11 @@ static double combined_values(int64_t index, double old) {
 }
 
 static double *copy_output(const hadamard_data *data) {
-    const int64_t *shape = data->out.view.shape;
-    double *values = matrix(shape[0] * shape[1], shape[2] * shape[3]), *next = values;
-    for (int64_t b = 0; b < shape[0]; b++) {
-        for (int64_t t = 0; t < shape[1]; t++) {
-            for (int64_t h = 0; h < shape[2]; h++) {
-                for (int64_t x = 0; x < shape[3]; x++)
-                    *next++ = get(&data->out.view, b, t, h, x);
-            }
-        }
-    }
-    return values;
+    return hadamard_copy(&data->output[OUT]);
 }
 
 static int64_t output_count(const hadamard_data *data) {
-    const int64_t *shape = data->out.view.shape;
-    return shape[0] * shape[1] * shape[2] * shape[3];
+    return hadamard_count(&data->output[OUT]);
 }
 
 static void check_linearity(hla_context *context, const char *kernel) {
@@ -228,9 +217,9 @@ static void test_permutation(void **unused) {
 static void test_threads(void **unused) {
     (void)unused;
     static const hadamard_case cases[] = {
-        {1, 1, 300, 530, 64, 2, {32, 16}, LAYOUT_BTHD, false},
-        {1, 3, 150, 300, 40, 2, {20, 20}, LAYOUT_BHTD, false},
-        {2, 3, 140, 270, 24, 3, {5, 6, 7}, LAYOUT_BTHD, true},
+        {1, 1, 300, 530, 64, 2, {32, 16}, LAYOUT_BTHD, 0},
+        {1, 3, 150, 300, 40, 2, {20, 20}, LAYOUT_BHTD, 0},
+        {2, 3, 140, 270, 24, 3, {5, 6, 7}, LAYOUT_BTHD, LENGTHS},
     };
     hla_context *contexts[] = {make_context(1), make_context(2), make_context(3)};
     hla_kernel_info info;
@@ -268,8 +257,8 @@ static void check_zero_denominator(hla_context *context, const char *kernel) {
     }
     run_or_fail(context, &data, kernel);
     for (int64_t x = 0; x < property_case.value_dim; x++) {
-        assert_true(get(&data.out.view, 1, 5, 1, x) == 0);
-        assert_true(isfinite(get(&data.out.view, 1, 6, 1, x)));
+        assert_true(get(&data.output[OUT].view, 1, 5, 1, x) == 0);
+        assert_true(isfinite(get(&data.output[OUT].view, 1, 6, 1, x)));
     }
     hadamard_free(&data);
 }
