@@ -51,6 +51,15 @@ HLA_INLINE void load_row(float *restrict out, const hla_tensor *tensor, int64_t 
 HLA_INLINE void pack_values(float *restrict panels, int64_t rows, const hla_tensor *v, int64_t b, int64_t h,
                             int64_t first, int64_t count) {
     int64_t columns = v->shape[3];
+    if (v->dtype == HLA_F32 && v->stride[3] == 1 && columns % HLA_TILE_COLUMNS == 0) {
+        for (int64_t t = 0; t < count; t++, panels += HLA_TILE_COLUMNS) {
+            const float *row = hla_tensor_row(v, b, first + t, h);
+            for (int64_t x = 0; x < columns; x += HLA_VECTOR_WIDTH)
+                hla_vector_store(panels + x / HLA_TILE_COLUMNS * rows * HLA_TILE_COLUMNS + x % HLA_TILE_COLUMNS,
+                                 hla_vector_load(row + x));
+        }
+        return;
+    }
     for (int64_t panel = 0; panel < panel_count(columns); panel++) {
         int64_t start = panel * HLA_TILE_COLUMNS, width = hla_smaller(columns - start, HLA_TILE_COLUMNS);
         float *to = panels + panel * rows * HLA_TILE_COLUMNS;
@@ -72,9 +81,8 @@ HLA_INLINE void write_rows(const hla_hadamard_call *call, const float *sums, int
     int64_t step = HLA_TILE_COLUMNS * out->stride[3] * hla_element_size(out->dtype);
     for (int64_t t = 0; t < count; t++) {
         float denominator = hla_vector_sum(hla_vector_load(denominators + t * HLA_VECTOR_WIDTH)) + problem->epsilon;
-        bool empty = problem->normalised && denominator == 0;
-        hla_vector divisor = hla_vector_set(problem->normalised && !empty ? denominator : 1);
-        hla_vector factor = hla_vector_set(problem->normalised ? 1 : problem->scale);
+        float inverse = denominator != 0 ? 1 / denominator : 0;
+        hla_vector factor = hla_vector_set(problem->normalised ? inverse : problem->scale);
         char *to = hla_tensor_row(out, b, first + t, h);
         for (int64_t panel = 0; panel < panel_count(problem->value_dim); panel++, to += step) {
             const float *from = sums + (panel * rows + t) * HLA_TILE_COLUMNS;
@@ -82,8 +90,7 @@ HLA_INLINE void write_rows(const hla_hadamard_call *call, const float *sums, int
             bool in_place = out->dtype == HLA_F32 && out->stride[3] == 1 && width == HLA_TILE_COLUMNS;
             float buffer[HLA_TILE_COLUMNS], *row = in_place ? (float *)(void *)to : buffer;
             for (int x = 0; x < HLA_TILE_COLUMNS; x += HLA_VECTOR_WIDTH) {
-                hla_vector value = hla_vector_divide(hla_vector_load(from + x), divisor);
-                hla_vector_store(row + x, empty ? hla_vector_zero() : hla_vector_multiply(value, factor));
+                hla_vector_store(row + x, hla_vector_multiply(hla_vector_load(from + x), factor));
             }
             if (!in_place) hla_store_floats(to, out->dtype, width, out->stride[3], buffer);
         }

@@ -11,7 +11,7 @@
 #include "attention/ops/hadamard/state.h"
 
 enum {
-    GROUP = 16, /* tokens a phi panel, [GROUP][QUERY_ROW]: no larger than that of the state */
+    GROUP = 32, /* tokens a phi panel, [GROUP][QUERY_ROW]: no larger than that of the state */
     QUERY_ROW = BLOCK + HLA_VECTOR_WIDTH
 };
 
@@ -20,11 +20,7 @@ static void pack_query(const geometry *g, const scratch *own, const token_rows *
     int64_t count = rows->count, padded = hla_round_up(count, HLA_TILE_ROWS);
     memset(own->outer + count * g->folded.outer, 0, (size_t)((padded - count) * g->folded.outer) * sizeof(float));
     memset(own->inner + count * g->inner_row, 0, (size_t)((padded - count) * g->inner_row) * sizeof(float));
-    for (int64_t t = 0; t < count; t++) {
-        float *outer = own->outer + t * g->folded.outer;
-        expand_row(outer, &g->folded, 0, g->folded.split, rows->factors, rows->b, rows->first + t, rows->h);
-        pack_inner_row(g, own->inner + t * g->inner_row, rows->factors, rows->b, rows->first + t, rows->h);
-    }
+    pack_factors(g, own, rows);
 }
 
 /* phi[0 ... count) from feature `first` on, zeros up to the next whole vector; returns denominator + phi . z by lanes.
@@ -41,15 +37,26 @@ HLA_INLINE hla_vector make_query_row(float *restrict phi, const float *restrict 
         }
     }
     hla_vector_store(phi + count, hla_vector_zero());
+    for (int64_t f = 0; f < count; f += HLA_VECTOR_WIDTH)
+        denominator = hla_vector_multiply_add(hla_vector_load(phi + f), hla_vector_load(sums + f), denominator);
+    return denominator;
+}
+
+/* The same for a whole block and inner ranks that are whole vectors and divide it. */
+HLA_INLINE hla_vector make_whole_row(float *restrict phi, const float *restrict outer, const float *restrict inner,
+                                     int64_t inner_rank, const float *restrict sums, hla_vector denominator) {
     hla_vector odd = hla_vector_zero();
-    int64_t f = 0;
-    for (; f + HLA_VECTOR_WIDTH < count; f += 2 * HLA_VECTOR_WIDTH) {
-        denominator = hla_vector_multiply_add(hla_vector_load(phi + f), hla_vector_load(sums + f), denominator);
-        hla_vector next = hla_vector_load(phi + f + HLA_VECTOR_WIDTH);
-        odd = hla_vector_multiply_add(next, hla_vector_load(sums + f + HLA_VECTOR_WIDTH), odd);
+    for (int64_t f = 0; f < BLOCK; f += 2 * HLA_VECTOR_WIDTH) {
+        int64_t next = f + HLA_VECTOR_WIDTH;
+        hla_vector x =
+            hla_vector_multiply(hla_vector_set(outer[f / inner_rank]), hla_vector_load(inner + f % inner_rank));
+        hla_vector y =
+            hla_vector_multiply(hla_vector_set(outer[next / inner_rank]), hla_vector_load(inner + next % inner_rank));
+        denominator = hla_vector_multiply_add(x, hla_vector_load(sums + f), denominator);
+        odd = hla_vector_multiply_add(y, hla_vector_load(sums + next), odd);
+        hla_vector_store(phi + f, x);
+        hla_vector_store(phi + next, y);
     }
-    if (f < count)
-        denominator = hla_vector_multiply_add(hla_vector_load(phi + f), hla_vector_load(sums + f), denominator);
     return hla_vector_add(denominator, odd);
 }
 
@@ -62,10 +69,13 @@ static void make_query_panel(const geometry *g, const scratch *own, const float 
         const float *outer = own->outer + (row + t) * g->folded.outer, *inner = own->inner + (row + t) * g->inner_row;
         hla_vector before = add ? hla_vector_load(lanes) : hla_vector_zero();
         hla_vector after;
+        const float *block_outer = outer + first / g->folded.inner;
         if (g->folded.inner == 16 && count == BLOCK) {
-            after = make_query_row(phi, outer, inner, 16, first, BLOCK, sums, before);
+            after = make_whole_row(phi, block_outer, inner, 16, sums, before);
         } else if (g->folded.inner == 32 && count == BLOCK) {
-            after = make_query_row(phi, outer, inner, 32, first, BLOCK, sums, before);
+            after = make_whole_row(phi, block_outer, inner, 32, sums, before);
+        } else if (g->folded.inner == 64 && count == BLOCK) {
+            after = make_whole_row(phi, block_outer, inner, 64, sums, before);
         } else {
             after = make_query_row(phi, outer, inner, g->folded.inner, first, count, sums, before);
         }

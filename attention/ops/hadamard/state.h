@@ -102,9 +102,8 @@ typedef struct ahead {
 /* Of one thread. */
 typedef struct scratch {
     ahead next;
-    float *outer;        /* building: [R_outer][TOKENS]; querying: [TOKENS][R_outer] */
+    float *outer;        /* [TOKENS][R_outer] */
     float *inner;        /* [TOKENS][inner_row] */
-    float *row;          /* max(R_outer, R_inner): a row being expanded */
     float *panel;        /* [TOKENS][STATE_ROW] of phi; querying: see query.h */
     float *values;       /* building: y, [panel of V][TOKENS][COLUMNS]; querying: n likewise */
     float *denominators; /* querying: d by lanes, [TOKENS][HLA_VECTOR_WIDTH] */
@@ -114,7 +113,6 @@ static scratch carve_scratch(hla_arena *arena, const geometry *g) {
     scratch own = {0};
     own.outer = hla_arena_take(arena, saturating_product(g->folded.outer, TOKENS), sizeof(float));
     own.inner = hla_arena_take(arena, saturating_product(g->inner_row, TOKENS), sizeof(float));
-    own.row = hla_arena_take(arena, hla_larger(g->folded.outer, g->folded.inner), sizeof(float));
     own.panel = hla_arena_take(arena, TOKENS * STATE_ROW, sizeof(float));
     own.values = hla_arena_take(arena, saturating_product(g->value_panels, TOKENS * HLA_TILE_COLUMNS), sizeof(float));
     own.denominators = hla_arena_take(arena, TOKENS * HLA_VECTOR_WIDTH, sizeof(float));
@@ -166,6 +164,32 @@ HLA_INLINE void pack_inner_row(const geometry *g, float *to, const hla_tensor *f
         to[i] = 0;
 }
 
+/* rows[t][0 ... rank) = factor of token first + t, where it is float32, contiguous and whole vectors long; else false.
+ */
+static bool copy_factor(float *rows, int64_t row, const hla_tensor *factor, const token_rows *tokens) {
+    int64_t rank = factor->shape[3], step = factor->stride[1];
+    if (factor->dtype != HLA_F32 || factor->stride[3] != 1 || rank % HLA_VECTOR_WIDTH != 0) return false;
+    const float *from = hla_tensor_row(factor, tokens->b, tokens->first, tokens->h);
+    for (int64_t t = 0; t < tokens->count; t++, rows += row, from += step) {
+        for (int64_t r = 0; r < rank; r += HLA_VECTOR_WIDTH)
+            hla_vector_store(rows + r, hla_vector_load(from + r));
+    }
+    return true;
+}
+
+/* own->outer and own->inner of a block of tokens. */
+static void pack_factors(const geometry *g, const scratch *own, const token_rows *rows) {
+    const fold *folded = &g->folded;
+    bool copied = folded->factors == 2 && folded->split == 1 && folded->inner % HLA_VECTOR_WIDTH == 0 &&
+                  copy_factor(own->outer, folded->outer, &rows->factors[folded->order[0]], rows) &&
+                  copy_factor(own->inner, g->inner_row, &rows->factors[folded->order[1]], rows);
+    for (int64_t t = 0; !copied && t < rows->count; t++) {
+        float *outer = own->outer + t * folded->outer;
+        expand_row(outer, folded, 0, folded->split, rows->factors, rows->b, rows->first + t, rows->h);
+        pack_inner_row(g, own->inner + t * g->inner_row, rows->factors, rows->b, rows->first + t, rows->h);
+    }
+}
+
 /* ---- reading ahead ---- */
 
 /* Tokens first ... last - 1 of a head, asked for in as many steps. */
@@ -206,21 +230,16 @@ static void scale_values(const geometry *g, const scratch *own, const float *sca
 }
 
 static void pack_build(const geometry *g, const scratch *own, const token_rows *rows) {
-    for (int64_t t = 0; t < rows->count; t++) {
-        expand_row(own->row, &g->folded, 0, g->folded.split, rows->factors, rows->b, rows->first + t, rows->h);
-        for (int64_t o = 0; o < g->folded.outer; o++)
-            own->outer[o * TOKENS + t] = own->row[o];
-        pack_inner_row(g, own->inner + t * g->inner_row, rows->factors, rows->b, rows->first + t, rows->h);
-    }
+    pack_factors(g, own, rows);
     pack_values(own->values, TOKENS, rows->values, rows->b, rows->h, rows->first, rows->count);
     if (rows->scales) scale_values(g, own, rows->scales, rows->count);
 }
 
-/* panel[t][0 ... width) = outer[t] * inner[t][0 ... width), in whole vectors */
-HLA_INLINE void multiply_segment(float *restrict panel, const float *restrict outer, const float *restrict inner,
-                                 int64_t inner_row, int64_t tokens, int64_t width) {
-    for (int64_t t = 0; t < tokens; t++, panel += STATE_ROW, inner += inner_row) {
-        hla_vector x = hla_vector_set(outer[t]);
+/* panel[t][0 ... width) = outer[t][0] * inner[t][0 ... width), in whole vectors */
+HLA_INLINE void multiply_segment(const geometry *g, float *restrict panel, const float *restrict outer,
+                                 const float *restrict inner, int64_t tokens, int64_t width) {
+    for (int64_t t = 0; t < tokens; t++, panel += STATE_ROW, outer += g->folded.outer, inner += g->inner_row) {
+        hla_vector x = hla_vector_set(*outer);
         for (int64_t i = 0; i < width; i += HLA_VECTOR_WIDTH) {
             hla_vector_store(panel + i, hla_vector_multiply(x, hla_vector_load(inner + i)));
         }
@@ -234,18 +253,38 @@ static void make_key_panel(const geometry *g, const scratch *own, int64_t first,
     for (int64_t done = 0, width; done < count; done += width, o++, i = 0) {
         width = hla_smaller(g->folded.inner - i, count - done);
         float *panel = own->panel + done;
-        const float *outer = own->outer + o * TOKENS, *inner = own->inner + i;
-        if (width == FEATURES) {
-            multiply_segment(panel, outer, inner, g->inner_row, tokens, FEATURES);
-        } else if (width == HLA_VECTOR_WIDTH) {
-            multiply_segment(panel, outer, inner, g->inner_row, tokens, HLA_VECTOR_WIDTH);
-        } else {
-            multiply_segment(panel, outer, inner, g->inner_row, tokens, width);
-        }
+        const float *outer = own->outer + o, *inner = own->inner + i;
+        multiply_segment(g, panel, outer, inner, tokens, width);
     }
     for (int64_t t = 0; t < tokens && count < FEATURES; t++) {
         hla_vector_store(own->panel + t * STATE_ROW + count, hla_vector_zero());
     }
+}
+
+/* A whole panel at once, and its column sums added to z, for inner ranks that are whole vectors and divide FEATURES or
+ * are divided by it; inner_rank is a constant. */
+HLA_INLINE void make_whole_panel(const geometry *g, const scratch *own, int64_t inner_rank, int64_t first,
+                                 int64_t tokens, float *sums) {
+    enum { VECTORS = FEATURES / HLA_VECTOR_WIDTH };
+    const float *outer = own->outer + first / inner_rank, *inner = own->inner + first % inner_rank;
+    float *panel = own->panel;
+    hla_vector sum[VECTORS];
+    HLA_UNROLL(8)
+    for (int v = 0; v < VECTORS; v++)
+        sum[v] = hla_vector_load(sums + v * HLA_VECTOR_WIDTH);
+    for (int64_t t = 0; t < tokens; t++, outer += g->folded.outer, inner += g->inner_row, panel += STATE_ROW) {
+        HLA_UNROLL(8)
+        for (int v = 0; v < VECTORS; v++) {
+            int64_t f = v * HLA_VECTOR_WIDTH;
+            hla_vector x = hla_vector_set(outer[f / inner_rank]), y = hla_vector_load(inner + f % inner_rank);
+            hla_vector product = hla_vector_multiply(x, y);
+            sum[v] = hla_vector_add(sum[v], product);
+            hla_vector_store(panel + f, product);
+        }
+    }
+    HLA_UNROLL(8)
+    for (int v = 0; v < VECTORS; v++)
+        hla_vector_store(sums + v * HLA_VECTOR_WIDTH, sum[v]);
 }
 
 /* z[0 ... count) += column sums of the panel, in whole vectors. Two tokens at a time keep the adders busy. */
@@ -272,6 +311,26 @@ static void sum_weighted_panel(float *sums, const float *panel, int64_t count, i
     }
 }
 
+/* own->panel = phi of features first ... first + count - 1, and its sums added to z, which begins there too. */
+static void make_panel(const geometry *g, const scratch *own, int64_t first, int64_t count, const token_rows *rows,
+                       float *sums) {
+    bool whole = count == FEATURES && !rows->sum_weights;
+    if (whole && g->folded.inner == 16) {
+        make_whole_panel(g, own, 16, first, rows->count, sums);
+    } else if (whole && g->folded.inner == 32) {
+        make_whole_panel(g, own, 32, first, rows->count, sums);
+    } else if (whole && g->folded.inner == 64) {
+        make_whole_panel(g, own, 64, first, rows->count, sums);
+    } else {
+        make_key_panel(g, own, first, count, rows->count);
+        if (rows->sum_weights) {
+            sum_weighted_panel(sums, own->panel, count, rows->count, rows->sum_weights);
+        } else {
+            sum_panel(sums, own->panel, count, rows->count);
+        }
+    }
+}
+
 /* The register tile with A = phi of the state panel: rows are features, steps are tokens. */
 static void build_half(float *c, const float *a, const float *b, int64_t steps) {
     hla_tile(c, HLA_TILE_COLUMNS, a, 1, STATE_ROW, b, steps, 1, HLA_TILE_ADD);
@@ -291,12 +350,7 @@ static void build_block(const geometry *g, scratch *own, float *state, float *su
                         int64_t last, const token_rows *rows) {
     for (int64_t f = first; f < last; f += FEATURES) {
         int64_t count = hla_smaller(FEATURES, last - f);
-        make_key_panel(g, own, f, count, rows->count);
-        if (rows->sum_weights) {
-            sum_weighted_panel(sums + f - start, own->panel, count, rows->count, rows->sum_weights);
-        } else {
-            sum_panel(sums + f - start, own->panel, count, rows->count);
-        }
+        make_panel(g, own, f, count, rows, sums + f - start);
         for (int64_t panel = 0; panel < g->value_panels; panel++) {
             bool full = panel_vectors(panel, g->problem->value_dim) == 2;
             float *to = state_row(g, state, f - start) + panel * BLOCK * HLA_TILE_COLUMNS;
