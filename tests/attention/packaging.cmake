@@ -1,7 +1,15 @@
-# libhla as a thing to be linked: what it exports, its binary interface, its installation, and the programs of examples/.
+# libhla as a thing to be linked into a program: beside other threads, short of memory, the programs of examples/, what it
+# exports, its binary interface, its installation.
 add_subdirectory(${HLA_ROOT}/examples ${CMAKE_CURRENT_BINARY_DIR}/examples_programs)
 
-# The programs below look at a library that this machine runs, as a user would have it.
+# Contexts and teams beside each other; and memory that runs out.
+hla_test(test_teams fast SOURCES test_teams.c LIBRARIES hla_objects)
+hla_test(test_allocation fast SOURCES test_allocation.c LIBRARIES hla_objects)
+foreach(function malloc calloc aligned_alloc realloc free)
+  target_link_options(test_allocation PRIVATE -Wl,--wrap=${function})
+endforeach()
+
+# The tests below look at a library that this machine runs, as a user would have it.
 if(CMAKE_CROSSCOMPILING OR HLA_SANITIZE OR HLA_FUZZ)
   return()
 endif()
