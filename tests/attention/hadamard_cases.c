@@ -240,6 +240,10 @@ static guarded make_states(const hadamard_data *data, double size, bool positive
 static void make_gradients(hadamard_data *data, const hadamard_case *c, random_state *state) {
     const hla_hadamard_problem *problem = &data->problem;
     int64_t kv_heads = data->v.view.shape[2];
+    /* like half a key's score: rows that see one key would otherwise have a gradient of rounding errors only */
+    data->problem.epsilon = 0.5f;
+    for (int p = 0; p < c->factors; p++)
+        data->problem.epsilon *= (float)c->rank[p] / 4;
     data->d_out = guarded_make(problem->dtype, c->batch, c->queries, c->heads, c->value_dim, c->layout);
     fill(&data->d_out.view, NULL, -1, 1, state);
     for (int p = 0; p < c->factors; p++) {
