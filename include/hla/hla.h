@@ -6,5 +6,6 @@
 #include "hla/feature_map.h"
 #include "hla/hadamard.h"
 #include "hla/softmax.h"
+#include "hla/state.h"
 
 #endif

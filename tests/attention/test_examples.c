@@ -58,6 +58,22 @@ static void test_hadamard_example(void **unused) {
     expect_all(result, T * H * V, 3); /* an average of equal values */
 }
 
+static void test_state_example(void **unused) {
+    (void)unused;
+    float features[H * RANK], values[H * V], result[H * V];
+    fill(features, H * RANK, 0.5f);
+    fill(values, H * V, 3);
+    fill(result, H * V, NAN);
+    hla_tensor rows = hla_tensor_bthd(features, HLA_F32, 1, 1, H, RANK);
+    hla_tensor q_features[2] = {rows, rows}, k_features[2] = {rows, rows};
+    hla_tensor v = hla_tensor_bthd(values, HLA_F32, 1, 1, H, V), out = hla_tensor_bthd(result, HLA_F32, 1, 1, H, V);
+    hla_context *ctx = make_context();
+#include "example_state.inc"
+    assert_string_equal(hla_context_error(ctx), "");
+    hla_context_free(ctx);
+    expect_all(result, H * V, 3);
+}
+
 static void test_softmax_example(void **unused) {
     (void)unused;
     float rows[T * H * D], result[T * H * D];
@@ -93,6 +109,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_core_example),
         cmocka_unit_test(test_hadamard_example),
+        cmocka_unit_test(test_state_example),
         cmocka_unit_test(test_softmax_example),
         cmocka_unit_test(test_feature_map_example),
     };
