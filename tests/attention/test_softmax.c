@@ -7,14 +7,32 @@ typedef struct shape {
     int64_t b, h, tq, tk, d, v;
     double score_scale; /* standard deviation of q and k */
     int bias, lengths;
+    bool causal;
+    int64_t kv_heads; /* 0: h */
 } shape;
 
 static const shape shapes[] = {
-    {1, 1, 1, 1, 1, 1, 1, 0, 0},        {1, 1, 1, 2, 3, 5, 1, 0, 0},      {2, 3, 7, 5, 3, 1, 1, 1, 1},
-    {1, 2, 13, 0, 4, 3, 1, 0, 0},       {1, 4, 97, 20, 64, 64, 1, 0, 0},  {2, 2, 33, 8, 64, 64, 1, 1, 1},
-    {1, 1, 98, 300, 64, 64, 1, 0, 0},   {1, 1, 65, 257, 65, 33, 1, 1, 0}, {1, 1, 30, 512, 128, 128, 1, 0, 0},
-    {1, 1, 17, 270, 256, 256, 1, 0, 0}, {3, 1, 1, 70, 16, 16, 1, 0, 1},   {2, 2, 10, 31, 1, 48, 2, 1, 1},
-    {1, 1, 195, 520, 8, 17, 4, 0, 0},
+    {1, 1, 1, 1, 1, 1, 1, 0, 0, false, 0},
+    {1, 1, 1, 2, 3, 5, 1, 0, 0, false, 0},
+    {2, 3, 7, 5, 3, 1, 1, 1, 1, false, 0},
+    {1, 2, 13, 0, 4, 3, 1, 0, 0, false, 0},
+    {1, 4, 97, 20, 64, 64, 1, 0, 0, false, 0},
+    {2, 2, 33, 8, 64, 64, 1, 1, 1, false, 0},
+    {1, 1, 98, 300, 64, 64, 1, 0, 0, false, 0},
+    {1, 1, 65, 257, 65, 33, 1, 1, 0, false, 0},
+    {1, 1, 30, 512, 128, 128, 1, 0, 0, false, 0},
+    {1, 1, 17, 270, 256, 256, 1, 0, 0, false, 0},
+    {3, 1, 1, 70, 16, 16, 1, 0, 1, false, 0},
+    {2, 2, 10, 31, 1, 48, 2, 1, 1, false, 0},
+    {1, 1, 195, 520, 8, 17, 4, 0, 0, false, 0},
+    /* causal, with more queries than keys and the other way round; grouped heads */
+    {1, 1, 1, 1, 4, 4, 1, 0, 0, true, 0},
+    {1, 2, 301, 301, 33, 20, 1, 0, 0, true, 0},
+    {2, 2, 300, 70, 16, 9, 1, 1, 1, true, 0},
+    {1, 3, 40, 530, 8, 8, 2, 0, 0, true, 1},
+    {2, 6, 35, 67, 16, 12, 1, 1, 1, false, 2},
+    {1, 4, 100, 100, 24, 40, 1, 0, 0, true, 4},
+    {2, 2, 9, 0, 3, 4, 1, 0, 0, true, 1},
 };
 
 /* One problem with its inputs. */
@@ -29,12 +47,14 @@ typedef struct setting {
 static void setting_make(setting *s, const shape *sizes, hla_dtype dtype, array_layout layout) {
     uint64_t seed = 20261124;
     memset(s, 0, sizeof *s);
+    const int64_t key_heads = sizes->kv_heads ? sizes->kv_heads : sizes->h;
     hla_softmax_problem_init(&s->problem);
+    s->problem.causal = sizes->causal, s->problem.kv_heads = sizes->kv_heads;
     s->problem.batch = sizes->b, s->problem.heads = sizes->h, s->problem.queries = sizes->tq;
     s->problem.keys = sizes->tk, s->problem.dim = sizes->d, s->problem.value_dim = sizes->v, s->problem.dtype = dtype;
     s->q = array_random(layout, dtype, sizes->b, sizes->tq, sizes->h, sizes->d, sizes->score_scale, &seed);
-    s->k = array_random(layout, dtype, sizes->b, sizes->tk, sizes->h, sizes->d, sizes->score_scale, &seed);
-    s->v = array_random(layout, dtype, sizes->b, sizes->tk, sizes->h, sizes->v, 1, &seed);
+    s->k = array_random(layout, dtype, sizes->b, sizes->tk, key_heads, sizes->d, sizes->score_scale, &seed);
+    s->v = array_random(layout, dtype, sizes->b, sizes->tk, key_heads, sizes->v, 1, &seed);
     s->out = array_poisoned(layout, dtype, sizes->b, sizes->tq, sizes->h, sizes->v);
     s->bias = sizes->bias ? floats_random(sizes->tk, 2, &seed) : NULL;
     for (int64_t b = 0; b < sizes->b; b++)
@@ -85,19 +105,21 @@ static double *oracle(const setting *s) {
         for (int64_t r = 0; r < p->batch * p->queries * p->heads; r++, place += p->value_dim) {                        \
             int64_t b = r / p->heads / p->queries, i = r / p->heads % p->queries, h = r % p->heads;                    \
             int64_t keys = s->call.key_lengths ? s->call.key_lengths[b] : p->keys;                                     \
+            int64_t kh = p->kv_heads ? h * p->kv_heads / p->heads : h;                                                 \
+            keys = p->causal && keys > i + 1 ? i + 1 : keys;                                                           \
             real *weights = calloc((size_t)keys + 1, sizeof *weights), total = 0;                                      \
             assert_non_null(weights);                                                                                  \
             for (int64_t j = 0; j < keys; j++) {                                                                       \
                 real dot = 0;                                                                                          \
                 for (int64_t x = 0; x < p->dim; x++)                                                                   \
-                    dot += (real)get(&s->q.view, b, i, h, x) * (real)get(&s->k.view, b, j, h, x);                      \
+                    dot += (real)get(&s->q.view, b, i, h, x) * (real)get(&s->k.view, b, j, kh, x);                     \
                 weights[j] = exponential(dot * (real)s->call.problem.scale + (s->bias ? (real)s->bias[j] : 0));        \
                 total += weights[j];                                                                                   \
             }                                                                                                          \
             for (int64_t x = 0; x < p->value_dim && keys > 0; x++) {                                                   \
                 real sum = 0;                                                                                          \
                 for (int64_t j = 0; j < keys; j++)                                                                     \
-                    sum += weights[j] * (real)get(&s->v.view, b, j, h, x);                                             \
+                    sum += weights[j] * (real)get(&s->v.view, b, j, kh, x);                                            \
                 place[x] = (double)(sum / total);                                                                      \
             }                                                                                                          \
             free(weights);                                                                                             \
@@ -178,7 +200,7 @@ static void test_kernels_pass_the_gate(void **state) {
 /* So many keys that the packed copies of six heads don't fit the kernel's buffer at once. */
 static void test_heads_in_several_groups_and_long_sums(void **state) {
     (void)state;
-    static const shape sizes = {2, 3, 2, 70001, 1, 1, 1, 0, 0};
+    static const shape sizes = {2, 3, 2, 70001, 1, 1, 1, 0, 0, false, 0};
     setting s;
     setting_make(&s, &sizes, HLA_F32, LAYOUT_BHTD);
     double *truth = oracle(&s), *naive = naive_float(&s);
@@ -219,14 +241,15 @@ static void check_threads(const shape *sizes) {
 static void test_any_number_of_threads_gives_the_same_bits(void **state) {
     (void)state;
     /* so many queries that one thread works in large blocks of them, and seven in small ones; and too few for all */
-    check_threads(&(shape){2, 3, 800, 270, 8, 9, 2, 1, 0});
-    check_threads(&(shape){1, 1, 2, 5, 3, 4, 1, 0, 0});
+    check_threads(&(shape){2, 3, 800, 270, 8, 9, 2, 1, 0, false, 0});
+    check_threads(&(shape){1, 4, 800, 270, 8, 9, 2, 0, 0, true, 2});
+    check_threads(&(shape){1, 1, 2, 5, 3, 4, 1, 0, 0, false, 0});
 }
 
 /* q, k and v as slices of one packed [B,T,3,H,D] array, as models have it. */
 static void test_slices_of_a_packed_array(void **state) {
     (void)state;
-    static const shape sizes = {1, 2, 40, 40, 16, 16, 1, 0, 0};
+    static const shape sizes = {1, 2, 40, 40, 16, 16, 1, 0, 0, false, 0};
     setting s;
     setting_make(&s, &sizes, HLA_F32, LAYOUT_BTHD);
     double *expected = run(&s, NULL, 2);

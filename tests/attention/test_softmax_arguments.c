@@ -27,6 +27,9 @@ SPOIL(no_queries, p->queries = 0)
 SPOIL(negative_keys, p->keys = -2)
 SPOIL(no_dim, p->dim = 0)
 SPOIL(no_value_dim, p->value_dim = 0)
+SPOIL(negative_kv_heads, p->kv_heads = -3)
+SPOIL(uneven_kv_heads, p->kv_heads = 2)
+SPOIL(many_kv_heads, p->kv_heads = 6)
 SPOIL(bad_dtype, p->dtype = (hla_dtype)7)
 SPOIL(nan_scale, p->scale = NAN)
 SPOIL(infinite_scale, p->scale = -INFINITY)
@@ -45,6 +48,9 @@ static void test_bad_problems(void **state) {
         {negative_keys, HLA_ERROR_ARGUMENT, "problem.keys is -2"},
         {no_dim, HLA_ERROR_ARGUMENT, "problem.dim is 0"},
         {no_value_dim, HLA_ERROR_ARGUMENT, "problem.value_dim is 0"},
+        {negative_kv_heads, HLA_ERROR_ARGUMENT, "problem.kv_heads is -3"},
+        {uneven_kv_heads, HLA_ERROR_ARGUMENT, "problem.kv_heads is 2, wanted 0 or a divisor of problem.heads, 3"},
+        {many_kv_heads, HLA_ERROR_ARGUMENT, "problem.kv_heads is 6"},
         {bad_dtype, HLA_ERROR_ARGUMENT, "problem.dtype is 7"},
         {nan_scale, HLA_ERROR_ARGUMENT, "problem.scale is nan"},
         {infinite_scale, HLA_ERROR_ARGUMENT, "problem.scale is -inf"},

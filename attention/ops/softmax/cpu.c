@@ -5,9 +5,7 @@
  * running maximum and sum, weights, weights times values. A strip's result depends on nothing but its own queries and
  * the tile size, so neither the number of threads nor the order of blocks changes a bit of it.
  */
-#include "attention/ops/softmax/kernel.h"
-#include "attention/simd/exp.h"
-#include "attention/simd/tile.h"
+#include "attention/ops/softmax/cpu.h"
 
 #include <float.h>
 #include <math.h>
@@ -28,9 +26,10 @@ enum {
 typedef struct layout {
     int64_t dim, value_dim;             /* D, V */
     int64_t keys_padded, values_padded; /* Tk, V rounded up */
-    int64_t block, blocks;              /* queries in a block, blocks in a head */
-    int64_t heads;                      /* batch * heads */
-    int64_t group;                      /* heads packed at a time */
+    int64_t block, blocks;              /* queries in a block, blocks in a query head */
+    int64_t heads;                      /* batch * key heads */
+    int64_t shared;                     /* query heads of a key head */
+    int64_t group;                      /* key heads packed at a time */
     float *keys, *values, *bias;        /* packed, group times */
     float *scratch;                     /* [threads][scratch_floats] */
     int64_t scratch_floats;
@@ -57,7 +56,7 @@ static scratch carve_scratch(const layout *sizes, void *base, size_t *used) {
 
 /* Enough heads at a time to give every thread a few blocks, more while their packed copies stay in the cache. */
 static int64_t heads_in_group(const layout *sizes, int threads) {
-    int64_t enough = (4 * (int64_t)threads + sizes->blocks - 1) / sizes->blocks;
+    int64_t units = sizes->blocks * sizes->shared, enough = (4 * (int64_t)threads + units - 1) / units;
     int64_t head_bytes = sizes->keys_padded * (sizes->dim + sizes->values_padded + 1) * (int64_t)sizeof(float);
     int64_t fitting = head_bytes > 0 ? GROUP_BYTES / head_bytes : sizes->heads;
     return hla_smaller(enough > fitting ? enough : fitting, sizes->heads);
@@ -66,14 +65,18 @@ static int64_t heads_in_group(const layout *sizes, int threads) {
 /* Widths beyond 2^24 and more than 2^34 keys are refused (as overflow), so that no product below wraps. */
 static layout lay_out(hla_arena *arena, const hla_softmax_problem *problem, int threads) {
     const int64_t most_width = (int64_t)1 << 24, most_keys = (int64_t)1 << 34;
-    layout sizes = {.dim = problem->dim, .value_dim = problem->value_dim, .heads = problem->batch * problem->heads};
+    layout sizes = {.dim = problem->dim,
+                    .value_dim = problem->value_dim,
+                    .heads = problem->batch * hla_softmax_key_heads(problem),
+                    .shared = hla_softmax_shared(problem)};
     if (problem->dim > most_width || problem->value_dim > most_width || problem->keys > most_keys) {
         arena->overflow = true;
         return sizes;
     }
     sizes.keys_padded = hla_round_up(problem->keys, HLA_TILE_COLUMNS);
     sizes.values_padded = hla_round_up(problem->value_dim, HLA_TILE_COLUMNS);
-    sizes.block = problem->queries / LARGE_BLOCK >= 8 * (int64_t)threads / sizes.heads + 1 ? LARGE_BLOCK : SMALL_BLOCK;
+    bool many = problem->queries / LARGE_BLOCK >= 8 * (int64_t)threads / (problem->batch * problem->heads) + 1;
+    sizes.block = many ? LARGE_BLOCK : SMALL_BLOCK;
     sizes.blocks = (problem->queries - 1) / sizes.block + 1;
     sizes.group = heads_in_group(&sizes, threads);
     size_t group_bytes = (size_t)sizes.group * sizeof(float), used;
@@ -145,6 +148,16 @@ static void strip_scores(float *scores, const float *query, const float *keys, i
         } else {
             hla_tile(scores + j, KEY_TILE, query, dim, 1, keys + j * dim, dim, 1, HLA_TILE_STORE);
         }
+    }
+}
+
+/* Causal: row i of a strip sees the first visible + i keys of the tile; the scores of the others become minus infinity.
+ */
+static void mask_strip(float *scores, int64_t visible, int64_t count) {
+    int64_t padded = hla_round_up(count, HLA_VECTOR_WIDTH);
+    for (int64_t i = 0; i < HLA_TILE_ROWS; i++) {
+        for (int64_t j = hla_larger(visible + i, 0); j < padded; j++)
+            scores[i * KEY_TILE + j] = -INFINITY;
     }
 }
 
@@ -224,15 +237,21 @@ static void attend_block(const hla_softmax_call *call, const layout *sizes, cons
     const float *head_keys = sizes->keys + slot * sizes->keys_padded * sizes->dim;
     const float *head_values = sizes->values + slot * sizes->keys_padded * sizes->values_padded;
     const float *head_bias = sizes->bias + slot * sizes->keys_padded;
+    const bool causal = call->problem.causal;
+    if (causal) keys = hla_smaller(keys, first + queries);
     for (int64_t tile = 0; tile < keys; tile += KEY_TILE) {
         int64_t count = hla_smaller(keys - tile, KEY_TILE);
         const float *bias = call->key_bias || count % HLA_VECTOR_WIDTH != 0 ? head_bias + tile : NULL;
         for (int64_t i = 0; i < queries; i += HLA_TILE_ROWS) {
+            int64_t visible = first + i + 1 - tile; /* if causal, keys of the tile that the strip's first query sees */
+            int64_t used = causal ? hla_smaller(count, visible + HLA_TILE_ROWS - 1) : count;
+            if (used <= 0) continue;
             float *sums = own->sums + i * sizes->values_padded;
-            strip_scores(own->scores, own->query + i * sizes->dim, head_keys + tile * sizes->dim, sizes->dim, count);
-            strip_weights(own->scores, bias, count, own->maximum + i, own->total + i * HLA_VECTOR_WIDTH, sums,
+            strip_scores(own->scores, own->query + i * sizes->dim, head_keys + tile * sizes->dim, sizes->dim, used);
+            if (causal) mask_strip(own->scores, visible, used);
+            strip_weights(own->scores, bias, used, own->maximum + i, own->total + i * HLA_VECTOR_WIDTH, sums,
                           sizes->values_padded);
-            strip_values(sums, own->scores, head_values + tile * HLA_TILE_COLUMNS, count, sizes);
+            strip_values(sums, own->scores, head_values + tile * HLA_TILE_COLUMNS, used, sizes);
         }
     }
     finish_block(call, sizes, own, b, h, first, queries);
@@ -241,8 +260,9 @@ static void attend_block(const hla_softmax_call *call, const layout *sizes, cons
 static void run(const hla_softmax_call *call) {
     hla_arena arena = {.base = call->workspace};
     const layout sizes = lay_out(&arena, &call->problem, call->threads);
-    const int64_t heads = call->problem.heads, panels = sizes.keys_padded / HLA_TILE_COLUMNS;
-#pragma omp parallel num_threads(hla_team_size(call->threads, sizes.group, hla_larger(panels, sizes.blocks)))
+    const int64_t heads = hla_softmax_key_heads(&call->problem), panels = sizes.keys_padded / HLA_TILE_COLUMNS;
+    const int64_t units = sizes.blocks * sizes.shared; /* of a key head */
+#pragma omp parallel num_threads(hla_team_size(call->threads, sizes.group, hla_larger(panels, units)))
     {
         const scratch own = carve_scratch(&sizes, sizes.scratch + omp_get_thread_num() * sizes.scratch_floats, NULL);
         for (int64_t first = 0; first < sizes.heads; first += sizes.group) {
@@ -253,13 +273,19 @@ static void run(const hla_softmax_call *call) {
                 pack_keys(call, &sizes, slot, head / heads, head % heads, unit % panels * HLA_TILE_COLUMNS, own.vector);
             }
 #pragma omp for schedule(dynamic)
-            for (int64_t unit = 0; unit < group * sizes.blocks; unit++) {
-                int64_t slot = unit / sizes.blocks, head = first + slot;
-                attend_block(call, &sizes, &own, slot, head / heads, head % heads, unit % sizes.blocks * sizes.block);
+            for (int64_t unit = 0; unit < group * units; unit++) {
+                int64_t slot = unit / units, head = first + slot, rest = unit % units;
+                int64_t block = sizes.blocks - 1 - rest % sizes.blocks; /* if causal, the longest first */
+                attend_block(call, &sizes, &own, slot, head / heads, head % heads * sizes.shared + rest / sizes.blocks,
+                             block * sizes.block);
             }
         }
     }
 }
 
 extern const hla_softmax_entry HLA_ISA_NAME(hla_softmax);
-const hla_softmax_entry HLA_ISA_NAME(hla_softmax) = {{HLA_ISA_STRING, HLA_ISA_VALUE}, measure, run};
+const hla_softmax_entry HLA_ISA_NAME(hla_softmax) = {{HLA_ISA_STRING, HLA_ISA_VALUE},
+                                                     measure,
+                                                     run,
+                                                     HLA_ISA_NAME(hla_softmax_measure_backward),
+                                                     HLA_ISA_NAME(hla_softmax_run_backward)};

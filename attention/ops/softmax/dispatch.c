@@ -10,7 +10,7 @@ struct hla_softmax_plan {
     hla_softmax_problem problem; /* scale filled in; kernel is not kept */
     const hla_softmax_entry *entry;
     int threads;
-    size_t workspace;
+    size_t workspace, backward_workspace;
 };
 
 static const hla_softmax_entry *const table[] = {
@@ -51,6 +51,11 @@ static hla_status check_problem(hla_context *context, const hla_softmax_problem 
     if (status == HLA_OK) status = hla_check_dtype(context, problem->dtype);
     if (status == HLA_OK) status = hla_check_number(context, "scale", problem->scale);
     if (status != HLA_OK) return status;
+    if (problem->kv_heads < 0 || (problem->kv_heads > 0 && problem->heads % problem->kv_heads != 0)) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT,
+                        "problem.kv_heads is %" PRId64 ", wanted 0 or a divisor of problem.heads, %" PRId64,
+                        problem->kv_heads, problem->heads);
+    }
     size_t bytes = sizeof(double);
     if (!hla_size_multiply(&bytes, problem->batch) || !hla_size_multiply(&bytes, problem->heads) ||
         !hla_size_multiply(&bytes, problem->queries) || !hla_size_multiply(&bytes, problem->value_dim) ||
@@ -69,14 +74,15 @@ hla_status hla_softmax_plan_create(hla_context *context, const hla_softmax_probl
     int index;
     status = hla_kernel_choose(context, kernel_at, problem->kernel, "HLA_SOFTMAX_KERNEL", &index);
     if (status != HLA_OK) return status;
-    hla_arena arena = {0};
+    hla_arena arena = {0}, backward = {0};
     table[index]->measure(&arena, problem, context->threads);
-    if (arena.overflow) {
+    table[index]->measure_backward(&backward, problem, context->threads);
+    if (arena.overflow || backward.overflow) {
         return hla_fail(context, HLA_ERROR_ARGUMENT, "problem's workspace does not fit in 63-bit sizes");
     }
     hla_softmax_plan *created = malloc(sizeof *created);
     if (!created) return hla_fail(context, HLA_ERROR_MEMORY, "out of memory for a softmax plan");
-    *created = (hla_softmax_plan){context, *problem, table[index], context->threads, arena.used};
+    *created = (hla_softmax_plan){context, *problem, table[index], context->threads, arena.used, backward.used};
     created->problem.kernel = NULL;
     if (problem->scale == 0) created->problem.scale = (float)(1 / sqrt((double)problem->dim));
     *plan = created;
@@ -91,42 +97,52 @@ size_t hla_softmax_plan_workspace(const hla_softmax_plan *plan) {
     return plan ? plan->workspace : 0;
 }
 
+size_t hla_softmax_plan_backward_workspace(const hla_softmax_plan *plan) {
+    return plan ? plan->backward_workspace : 0;
+}
+
 const char *hla_softmax_plan_kernel(const hla_softmax_plan *plan) {
     return plan ? plan->entry->kernel.name : "";
 }
 
-/* Shapes, strides, overlap and finiteness of the four tensors; key_lengths are checked. */
-static hla_status check_tensors(hla_context *context, const hla_softmax_problem *problem, const hla_tensor *out,
-                                const hla_tensor *q, const hla_tensor *k, const hla_tensor *v,
-                                const int64_t *key_lengths) {
-    int64_t batch = problem->batch, heads = problem->heads, queries = problem->queries, keys = problem->keys;
-    const struct {
-        const char *name;
-        const hla_tensor *tensor;
-        int64_t tokens, width;
-        const int64_t *lengths;
-    } inputs[] = {{"q", q, queries, problem->dim, NULL},
-                  {"k", k, keys, problem->dim, key_lengths},
-                  {"v", v, keys, problem->value_dim, key_lengths}};
-    hla_status status =
-        hla_check_output(context, "out", out, problem->dtype, batch, queries, heads, problem->value_dim);
-    for (int i = 0; i < 3 && status == HLA_OK; i++) {
-        status = hla_check_tensor(context, inputs[i].name, inputs[i].tensor, problem->dtype, batch, inputs[i].tokens,
-                                  heads, inputs[i].width);
-        if (status == HLA_OK) status = hla_check_disjoint(context, "out", out, inputs[i].name, inputs[i].tensor);
-        if (status == HLA_OK) status = hla_check_finite(context, inputs[i].name, inputs[i].tensor, inputs[i].lengths);
+/* A tensor argument: what is wanted of it. */
+typedef struct argument {
+    const char *name;
+    const hla_tensor *tensor;
+    int64_t tokens, heads, width;
+    const int64_t *lengths; /* NULL, or how many tokens of each batch entry count */
+} argument;
+
+/* Shapes, strides and overlap of outputs and inputs and finiteness of the inputs; key_bias, [Tk] or NULL. */
+static hla_status check_arguments(hla_context *context, const hla_softmax_problem *problem, const argument *outputs,
+                                  int output_count, const argument *inputs, int input_count, const float *key_bias) {
+    hla_tensor bias = hla_tensor_bthd(key_bias, HLA_F32, 1, 1, 1, problem->keys);
+    hla_status status = HLA_OK;
+    for (int i = 0; i < output_count && status == HLA_OK; i++) {
+        const argument *out = &outputs[i];
+        status = hla_check_output(context, out->name, out->tensor, problem->dtype, problem->batch, out->tokens,
+                                  out->heads, out->width);
+        for (int j = 0; j < i && status == HLA_OK; j++)
+            status = hla_check_disjoint(context, out->name, out->tensor, outputs[j].name, outputs[j].tensor);
     }
+    for (int i = 0; i < input_count && status == HLA_OK; i++) {
+        const argument *in = &inputs[i];
+        status = hla_check_tensor(context, in->name, in->tensor, problem->dtype, problem->batch, in->tokens, in->heads,
+                                  in->width);
+        for (int j = 0; j < output_count && status == HLA_OK; j++)
+            status = hla_check_disjoint(context, outputs[j].name, outputs[j].tensor, in->name, in->tensor);
+        if (status == HLA_OK) status = hla_check_finite(context, in->name, in->tensor, in->lengths);
+    }
+    if (key_bias && status == HLA_OK)
+        status = hla_check_tensor(context, "key_bias", &bias, HLA_F32, 1, 1, 1, problem->keys);
+    for (int j = 0; key_bias && j < output_count && status == HLA_OK; j++)
+        status = hla_check_disjoint(context, outputs[j].name, outputs[j].tensor, "key_bias", &bias);
     return status;
 }
 
 /* Minus infinity is a mask; NaN and plus infinity make every result NaN. */
-static hla_status check_bias(hla_context *context, const hla_tensor *out, const float *key_bias, int64_t keys) {
-    if (!key_bias) return HLA_OK;
-    hla_tensor view = hla_tensor_bthd(key_bias, HLA_F32, 1, 1, 1, keys);
-    hla_status status = hla_check_tensor(context, "key_bias", &view, HLA_F32, 1, 1, 1, keys);
-    if (status == HLA_OK) status = hla_check_disjoint(context, "out", out, "key_bias", &view);
-    if (status != HLA_OK) return status;
-    for (int64_t j = 0; context->check_finite && j < keys; j++) {
+static hla_status check_bias(hla_context *context, const float *key_bias, int64_t keys) {
+    for (int64_t j = 0; key_bias && context->check_finite && j < keys; j++) {
         if (!(key_bias[j] < INFINITY)) {
             return hla_fail(context, HLA_ERROR_NOT_FINITE, "key_bias[%" PRId64 "] is %g, wanted less than infinity", j,
                             (double)key_bias[j]);
@@ -141,9 +157,14 @@ hla_status hla_softmax_forward(const hla_softmax_plan *plan, const hla_tensor *o
     if (!plan) return HLA_ERROR_ARGUMENT;
     hla_context *context = plan->context;
     const hla_softmax_problem *problem = &plan->problem;
+    int64_t heads = problem->heads, key_heads = hla_softmax_key_heads(problem);
+    const argument outputs[] = {{"out", out, problem->queries, heads, problem->value_dim, NULL}};
+    const argument inputs[] = {{"q", q, problem->queries, heads, problem->dim, NULL},
+                               {"k", k, problem->keys, key_heads, problem->dim, key_lengths},
+                               {"v", v, problem->keys, key_heads, problem->value_dim, key_lengths}};
     hla_status status = hla_check_key_lengths(context, key_lengths, problem->batch, problem->keys);
-    if (status == HLA_OK) status = check_tensors(context, problem, out, q, k, v, key_lengths);
-    if (status == HLA_OK) status = check_bias(context, out, key_bias, problem->keys);
+    if (status == HLA_OK) status = check_arguments(context, problem, outputs, 1, inputs, 3, key_bias);
+    if (status == HLA_OK) status = check_bias(context, key_bias, problem->keys);
     if (status == HLA_OK) status = hla_check_workspace(context, workspace, workspace_size, plan->workspace);
     if (status != HLA_OK) return status;
     hla_softmax_call call = {.problem = *problem,
@@ -156,5 +177,41 @@ hla_status hla_softmax_forward(const hla_softmax_plan *plan, const hla_tensor *o
                              .threads = plan->threads,
                              .workspace = workspace};
     plan->entry->run(&call);
+    return HLA_OK;
+}
+
+hla_status hla_softmax_backward(const hla_softmax_plan *plan, const hla_tensor *dq, const hla_tensor *dk,
+                                const hla_tensor *dv, const hla_tensor *d_out, const hla_tensor *q, const hla_tensor *k,
+                                const hla_tensor *v, const int64_t *key_lengths, const float *key_bias, void *workspace,
+                                size_t workspace_size) {
+    if (!plan) return HLA_ERROR_ARGUMENT;
+    hla_context *context = plan->context;
+    const hla_softmax_problem *problem = &plan->problem;
+    int64_t heads = problem->heads, key_heads = hla_softmax_key_heads(problem);
+    const argument outputs[] = {{"dq", dq, problem->queries, heads, problem->dim, NULL},
+                                {"dk", dk, problem->keys, key_heads, problem->dim, NULL},
+                                {"dv", dv, problem->keys, key_heads, problem->value_dim, NULL}};
+    const argument inputs[] = {{"d_out", d_out, problem->queries, heads, problem->value_dim, NULL},
+                               {"q", q, problem->queries, heads, problem->dim, NULL},
+                               {"k", k, problem->keys, key_heads, problem->dim, key_lengths},
+                               {"v", v, problem->keys, key_heads, problem->value_dim, key_lengths}};
+    hla_status status = hla_check_key_lengths(context, key_lengths, problem->batch, problem->keys);
+    if (status == HLA_OK) status = check_arguments(context, problem, outputs, 3, inputs, 4, key_bias);
+    if (status == HLA_OK) status = check_bias(context, key_bias, problem->keys);
+    if (status == HLA_OK) status = hla_check_workspace(context, workspace, workspace_size, plan->backward_workspace);
+    if (status != HLA_OK) return status;
+    hla_softmax_call call = {.problem = *problem,
+                             .out = d_out,
+                             .q = q,
+                             .k = k,
+                             .v = v,
+                             .dq = dq,
+                             .dk = dk,
+                             .dv = dv,
+                             .key_lengths = key_lengths,
+                             .key_bias = key_bias,
+                             .threads = plan->threads,
+                             .workspace = workspace};
+    plan->entry->run_backward(&call);
     return HLA_OK;
 }

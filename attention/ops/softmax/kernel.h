@@ -8,12 +8,15 @@
 /* One execution; everything in it has been checked. */
 typedef struct hla_softmax_call {
     hla_softmax_problem problem; /* scale filled in, never 0 */
-    const hla_tensor *out;       /* [B,Tq,H,V] */
+    const hla_tensor *out;       /* [B,Tq,H,V]; backward: its gradient d_out */
     const hla_tensor *q;         /* [B,Tq,H,D] */
-    const hla_tensor *k;         /* [B,Tk,H,D] */
-    const hla_tensor *v;         /* [B,Tk,H,V] */
-    const int64_t *key_lengths;  /* [B] or NULL */
-    const float *key_bias;       /* [Tk] or NULL */
+    const hla_tensor *k;         /* [B,Tk,Hkv,D] */
+    const hla_tensor *v;         /* [B,Tk,Hkv,V] */
+    const hla_tensor *dq;        /* like q, k and v; backward only */
+    const hla_tensor *dk;
+    const hla_tensor *dv;
+    const int64_t *key_lengths; /* [B] or NULL */
+    const float *key_bias;      /* [Tk] or NULL */
     int threads;
     void *workspace;
 } hla_softmax_call;
@@ -23,12 +26,30 @@ static inline int64_t hla_softmax_keys(const hla_softmax_call *call, int64_t b) 
     return call->key_lengths ? call->key_lengths[b] : call->problem.keys;
 }
 
+/* How many of them query i sees. */
+static inline int64_t hla_softmax_visible(const hla_softmax_call *call, int64_t b, int64_t i) {
+    int64_t keys = hla_softmax_keys(call, b);
+    return call->problem.causal ? hla_smaller(i + 1, keys) : keys;
+}
+
+static inline int64_t hla_softmax_key_heads(const hla_softmax_problem *problem) {
+    return problem->kv_heads > 0 ? problem->kv_heads : problem->heads;
+}
+
+/* How many query heads share a key head. */
+static inline int64_t hla_softmax_shared(const hla_softmax_problem *problem) {
+    return problem->heads / hla_softmax_key_heads(problem);
+}
+
 /* One entry of the kernel table. */
 typedef struct hla_softmax_entry {
     hla_kernel kernel;
     /* Takes from the arena what run will need (arena->base NULL: only measures). */
     void (*measure)(hla_arena *arena, const hla_softmax_problem *problem, int threads);
     void (*run)(const hla_softmax_call *call);
+    /* The same of the backward pass. */
+    void (*measure_backward)(hla_arena *arena, const hla_softmax_problem *problem, int threads);
+    void (*run_backward)(const hla_softmax_call *call);
 } hla_softmax_entry;
 
 extern const hla_softmax_entry hla_softmax_reference, hla_softmax_baseline;
@@ -42,5 +63,20 @@ extern const hla_softmax_entry hla_softmax_neon;
  * query: D floats of scratch. */
 void hla_softmax_reference_row(const hla_softmax_call *call, int64_t b, int64_t i, int64_t h, double *row,
                                double *scores, float *query, float *values);
+
+/* scores[j] = scale q_i . k_j + bias_j of the keys that query i of head h sees; returns the largest, or minus infinity
+ * without keys. query, key: D floats of scratch each. */
+double hla_softmax_reference_scores(const hla_softmax_call *call, int64_t b, int64_t i, int64_t h, double *scores,
+                                    float *query, float *key);
+
+/* The oracle of the backward pass. Row dq[b,i,h,:] in double, and the row's logarithm of the sum of exponentials and
+ * d_out . out; then, from those of all queries, statistics [B,Tq,H,2], rows dk[b,j,h,:] and dv[b,j,h,:] of a key head.
+ * scores: 2 Tk doubles, rows: 2 (D + V) floats of scratch. */
+void hla_softmax_reference_query_gradient(const hla_softmax_call *call, int64_t b, int64_t i, int64_t h, double *dq,
+                                          double statistics[2], double *scores, float *rows);
+void hla_softmax_reference_key_gradient(const hla_softmax_call *call, int64_t b, int64_t j, int64_t h, double *dk,
+                                        double *dv, const double *statistics, float *rows);
+void hla_softmax_reference_measure_backward(hla_arena *arena, const hla_softmax_problem *problem, int threads);
+void hla_softmax_reference_run_backward(const hla_softmax_call *call);
 
 #endif

@@ -4,15 +4,15 @@
 #include <math.h>
 #include <omp.h>
 
-/* scores_j = scale q_i . k_j + bias_j; returns the largest, or minus infinity without keys. */
-static double row_scores(const hla_softmax_call *call, int64_t b, int64_t i, int64_t h, int64_t keys, double *scores,
-                         float *query, float *key) {
+double hla_softmax_reference_scores(const hla_softmax_call *call, int64_t b, int64_t i, int64_t h, double *scores,
+                                    float *query, float *key) {
     const hla_softmax_problem *problem = &call->problem;
     const hla_tensor *q = call->q, *k = call->k;
+    int64_t keys = hla_softmax_visible(call, b, i), key_head = h / hla_softmax_shared(problem);
     hla_load_floats(query, hla_tensor_row(q, b, i, h), q->dtype, problem->dim, q->stride[3]);
     double largest = -INFINITY;
     for (int64_t j = 0; j < keys; j++) {
-        hla_load_floats(key, hla_tensor_row(k, b, j, h), k->dtype, problem->dim, k->stride[3]);
+        hla_load_floats(key, hla_tensor_row(k, b, j, key_head), k->dtype, problem->dim, k->stride[3]);
         double dot = 0;
         for (int64_t x = 0; x < problem->dim; x++)
             dot += (double)query[x] * (double)key[x];
@@ -25,8 +25,9 @@ static double row_scores(const hla_softmax_call *call, int64_t b, int64_t i, int
 void hla_softmax_reference_row(const hla_softmax_call *call, int64_t b, int64_t i, int64_t h, double *row,
                                double *scores, float *query, float *values) {
     const hla_tensor *v = call->v;
-    int64_t keys = hla_softmax_keys(call, b), value_dim = call->problem.value_dim;
-    double largest = row_scores(call, b, i, h, keys, scores, query, values);
+    int64_t keys = hla_softmax_visible(call, b, i), value_dim = call->problem.value_dim;
+    int64_t key_head = h / hla_softmax_shared(&call->problem);
+    double largest = hla_softmax_reference_scores(call, b, i, h, scores, query, values);
     for (int64_t x = 0; x < value_dim; x++)
         row[x] = 0;
     if (largest == -INFINITY) largest = 0; /* every key masked: all weights become exp(-infinity) = 0 */
@@ -34,7 +35,7 @@ void hla_softmax_reference_row(const hla_softmax_call *call, int64_t b, int64_t 
     for (int64_t j = 0; j < keys; j++) {
         double weight = exp(scores[j] - largest);
         sum += weight;
-        hla_load_floats(values, hla_tensor_row(v, b, j, h), v->dtype, value_dim, v->stride[3]);
+        hla_load_floats(values, hla_tensor_row(v, b, j, key_head), v->dtype, value_dim, v->stride[3]);
         for (int64_t x = 0; x < value_dim; x++)
             row[x] += weight * (double)values[x];
     }
@@ -80,4 +81,8 @@ static void run(const hla_softmax_call *call) {
     }
 }
 
-const hla_softmax_entry hla_softmax_reference = {{"reference", HLA_ISA_BASELINE}, measure, run};
+const hla_softmax_entry hla_softmax_reference = {{"reference", HLA_ISA_BASELINE},
+                                                 measure,
+                                                 run,
+                                                 hla_softmax_reference_measure_backward,
+                                                 hla_softmax_reference_run_backward};
