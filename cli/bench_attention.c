@@ -1,43 +1,62 @@
-/* cli/bench_attention.c - hla bench attention: the operator against softmax attention over the number of tokens. */
+/* cli/bench_attention.c - hla bench attention: this library, a matrix product library, softmax and linear attention in
+ * one run, each checked before it is timed. */
+#include "cli/attention_bench.h"
 #include "cli/commands.h"
-#include "cli/json.h"
-#include "cli/machine.h"
-#include "cli/model.h"
-#include "cli/operator.h"
-#include "cli/plot.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define GATE_QUERIES 16 /* rows of each result that the reference computes again */
+#define SAMPLE_SECONDS 4e-3 /* short calls are repeated within a sample until it takes so long */
+#define MAX_RANKS 8
+#define MOST_REPEATS 1000
 
 typedef struct bench_settings {
     cli_common common;
     count_list tokens;
-    int heads, dim, factors, rank, repeat, dtype, form;
-    const char *json_file, *plot_file;
+    int batch, heads, dim, value_dim, factors, rank, repeat, dtype, form, pass, mode;
+    const char *ranks, *methods, *json_file, *plot_file;
 } bench_settings;
 
+/* What the words of the settings mean. */
+typedef struct bench_choice {
+    int rank_lists;
+    bench_case ranks[MAX_RANKS]; /* of which factors and rank count */
+    bool methods[METHOD_COUNT], passes[2], modes[2];
+} bench_choice;
+
 static const char *const forms[] = {"auto", "state", "quadratic", NULL}; /* places as in hla_form */
-static const double gate_limits[] = {[HLA_F32] = 1e-5, [HLA_BF16] = 1e-2};
+static const char *const passes[] = {"forward", "backward", "both", NULL};
+static const char *const modes[] = {"bidirectional", "causal", "both", NULL};
 
 static const cli_option table[] = {
     {"tokens", 'T', OPTION_COUNTS, offsetof(bench_settings, tokens), "N,N,...",
      "numbers of tokens (default: 256,512,1024,2048,4096,8192)", 1, 1 << 24, NULL},
+    {"batch", 'B', OPTION_INTEGER, offsetof(bench_settings, batch), "N", "sequences (default: 1)", 1, 1024, NULL},
     {"heads", 'H', OPTION_INTEGER, offsetof(bench_settings, heads), "N", "heads of the attention (default: 4)", 1, 1024,
      NULL},
-    {"dim", 'D', OPTION_INTEGER, offsetof(bench_settings, dim), "N", "width of a head (default: 64)", 1, 4096, NULL},
+    {"dim", 'D', OPTION_INTEGER, offsetof(bench_settings, dim), "N",
+     "width of a head's queries and keys, for softmax (default: 64)", 1, 4096, NULL},
+    {"value-dim", 'V', OPTION_INTEGER, offsetof(bench_settings, value_dim), "N",
+     "width of a head's values (default: as --dim)", 1, 4096, NULL},
+    {"ranks", 0, OPTION_TEXT, offsetof(bench_settings, ranks), "RxR,R,...",
+     "ranks of the factors, such as 16x16,3x10x10 (default: from --factors and --rank)", 0, 0, NULL},
     {"factors", 'P', OPTION_INTEGER, offsetof(bench_settings, factors), "N", "factors of Hadamard (default: 2)", 1,
      HLA_MAX_FACTORS, NULL},
     {"rank", 'R', OPTION_INTEGER, offsetof(bench_settings, rank), "N", "of each factor (default: 32)", 1, HLA_MAX_RANK,
      NULL},
-    {"form", 0, OPTION_CHOICE, offsetof(bench_settings, form), NULL, "how Hadamard is computed (default: auto)", 0, 0,
-     forms},
+    {"methods", 0, OPTION_TEXT, offsetof(bench_settings, methods), "NAME,...",
+     "some of hadamard_state, hadamard_quadratic, materialised, softmax, linear (default: all)", 0, 0, NULL},
+    {"form", 0, OPTION_CHOICE, offsetof(bench_settings, form), NULL,
+     "which form of Hadamard is measured (default: auto, both)", 0, 0, forms},
+    {"pass", 0, OPTION_CHOICE, offsetof(bench_settings, pass), NULL, "what is measured (default: forward)", 0, 0,
+     passes},
+    {"mode", 0, OPTION_CHOICE, offsetof(bench_settings, mode), NULL, "of attention (default: bidirectional)", 0, 0,
+     modes},
     {"dtype", 0, OPTION_CHOICE, offsetof(bench_settings, dtype), NULL, "of inputs and result (default: f32)", 0, 0,
-     dtype_names},
+     bench_dtype_names},
     {"repeat", 'r', OPTION_INTEGER, offsetof(bench_settings, repeat), "N",
-     "runs of each; the fastest counts (default: 3)", 1, 1000, NULL},
+     "samples of each; the fastest and the median are shown (default: 5)", 1, MOST_REPEATS, NULL},
     {"json", 'j', OPTION_TEXT, offsetof(bench_settings, json_file), "FILE", "write the measurements there", 0, 0, NULL},
     {"plot", 0, OPTION_TEXT, offsetof(bench_settings, plot_file), "FILE.svg", "draw time against tokens there", 0, 0,
      NULL},
@@ -47,251 +66,278 @@ static int run(int argc, char **argv);
 
 const cli_command bench_attention_command = {
     "bench attention",
-    "Measures both attentions over the number of tokens.",
+    "Measures ways to compute attention over the number of tokens.",
     "[--json FILE] [--plot FILE.svg] [options]",
     table,
-    "Hadamard and softmax attention run on random inputs on the same threads in one\n"
-    "process; Hadamard starts from given features. A time counts only if the result\n"
-    "passed: rows of it are computed again by the double-precision reference, and\n"
-    "must agree to 1e-5 (f32) or 1e-2 (bf16). Exit status 1 if one did not.\n"
+    "Five methods take turns on random inputs, on the same threads in one process:\n"
+    "  hadamard_state      Hadamard attention, linear in the tokens\n"
+    "  hadamard_quadratic  the same by tiles of scores (* is the plan's choice)\n"
+    "  materialised        the same, features written out, by oneDNN's products\n"
+    "  softmax             softmax attention in tiles\n"
+    "  linear              one factor of the same state rank, at most 256\n"
+    "Features are given, not computed. Shown are the time of the fastest sample and\n"
+    "the median one, the formula's operations a second, their share of the peak of\n"
+    "multiply-adds (of 16-bit dot products for bf16) that is measured right before\n"
+    "and after each sample, the least bytes to read and write, and how many times as\n"
+    "long as each other method it takes.\n"
+    "\n"
+    "A time counts only if the result passed: some queries are computed again by the\n"
+    "double-precision reference and must agree to 1e-5 (f32; gradients 5e-5), 1e-2\n"
+    "(bf16) or 2e-3 (f16). Exit status 1 if one did not.\n"
     "\n"
     "Examples:\n"
     "  hla bench attention --plot attention.svg\n"
-    "  hla bench attention --tokens 1024,4096,16384 --rank 16 --json attention.json\n",
+    "  hla bench attention --tokens 8192 --dim 128 --ranks 16x16,32x32,64x64 \\\n"
+    "      --methods hadamard_state,materialised --json attention.json\n",
     run};
 
-typedef struct measurement {
-    int64_t tokens;
-    attention_run run[2]; /* Hadamard, softmax */
-    double error[2];      /* against the reference */
-    double flops[2];
-} measurement;
-
-/* Inputs for the largest T; smaller ones are views of them. */
 typedef struct bench_state {
     cli_session session;
     hla_context *hla;
-    operand q_features[HLA_MAX_FACTORS], k_features[HLA_MAX_FACTORS], q, k, v, out, expected;
-    measurement rows[MAX_LIST];
+    bench_result *results;
+    int count, expected; /* results done, and cases in all */
     bool wrong;
 } bench_state;
 
-static uint32_t next(uint32_t *seed) {
-    *seed = *seed * 1664525u + 1013904223u;
-    return *seed >> 8;
+/* One method of a case, open. */
+typedef struct entrant {
+    bench_call call;
+    bench_result *result;
+    int64_t inner; /* calls a sample */
+    double seconds[MOST_REPEATS], peaks[MOST_REPEATS];
+} entrant;
+
+static int ascending(const void *a, const void *b) {
+    double left = *(const double *)a, right = *(const double *)b;
+    return (left > right) - (left < right);
 }
 
-static hlv_status create_operand(bench_state *state, const bench_settings *settings, int64_t tokens, int64_t width,
-                                 double low, double high, uint32_t seed, operand *made) {
-    hlv_array array = {0};
-    int64_t shape[4] = {1, tokens, settings->heads, width};
-    hlv_status status = operand_create(state->session.ctx, (hla_dtype)settings->dtype, shape, made);
-    if (status == HLV_OK) status = hlv_array_create(state->session.ctx, 4, shape, &array);
-    for (int64_t i = 0; status == HLV_OK && i < array.count; i++)
-        array.data[i] = (float)(low + (high - low) * (double)next(&seed) / 0x1p24);
-    if (status == HLV_OK) operand_from_floats(made, array.data);
-    hlv_array_free(state->session.ctx, &array);
-    return status;
+static double median(double *values, int count) {
+    qsort(values, (size_t)count, sizeof *values, ascending);
+    return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
 
-static hlv_status create_operands(bench_state *state, const bench_settings *settings, int64_t T) {
-    hlv_status status = create_operand(state, settings, T, settings->dim, -1.5, 1.5, 1, &state->q);
-    if (status == HLV_OK) status = create_operand(state, settings, T, settings->dim, -1.5, 1.5, 2, &state->k);
-    if (status == HLV_OK) status = create_operand(state, settings, T, settings->dim, -1, 1, 3, &state->v);
-    if (status == HLV_OK) status = create_operand(state, settings, T, settings->dim, NAN, NAN, 0, &state->out);
-    if (status == HLV_OK)
-        status = create_operand(state, settings, GATE_QUERIES, settings->dim, NAN, NAN, 0, &state->expected);
-    for (int p = 0; p < settings->factors && status == HLV_OK; p++) {
-        status = create_operand(state, settings, T, settings->rank, 0, 1, 4 + (uint32_t)p, &state->q_features[p]);
-        if (status == HLV_OK)
-            status = create_operand(state, settings, T, settings->rank, 0, 1, 14 + (uint32_t)p, &state->k_features[p]);
-    }
-    return status;
-}
-
-static void free_operands(bench_state *state) {
-    hlv_context *ctx = state->session.ctx;
-    operand *const all[] = {&state->q, &state->k, &state->v, &state->out, &state->expected};
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
-        operand_free(ctx, all[i]);
-    for (int p = 0; p < HLA_MAX_FACTORS; p++) {
-        operand_free(ctx, &state->q_features[p]);
-        operand_free(ctx, &state->k_features[p]);
-    }
-}
-
-/* The first T tokens, or `count` of them spread evenly. */
-static operand part(const operand *whole, int64_t T, int64_t count) {
-    operand view = *whole;
-    view.view.shape[1] = count;
-    view.view.stride[1] *= T / count;
-    return view;
-}
-
-static double element(const hla_tensor *view, int64_t t, int64_t h, int64_t x) {
-    int64_t at = t * view->stride[1] + h * view->stride[2] + x * view->stride[3];
-    float value;
-    if (view->dtype == HLA_F32) return ((const float *)view->data)[at];
-    uint32_t bits = (uint32_t)((const uint16_t *)view->data)[at] << 16;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static double view_error(const hla_tensor *a, const hla_tensor *b) {
-    double difference = 0, norm = 0;
-    for (int64_t t = 0; t < b->shape[1]; t++)
-        for (int64_t h = 0; h < b->shape[2]; h++)
-            for (int64_t x = 0; x < b->shape[3]; x++) {
-                double want = element(b, t, h, x), off = element(a, t, h, x) - want;
-                difference += off * off;
-                norm += want * want;
-            }
-    return sqrt(difference / norm);
-}
-
-/* A problem over views: everything, or the gate's rows by the reference. */
-static hlv_status hadamard(bench_state *state, const bench_settings *settings, int64_t T, int64_t queries,
-                           const operand *out, const char *kernel, attention_run *done) {
-    operand q[HLA_MAX_FACTORS], k[HLA_MAX_FACTORS], v = part(&state->v, T, T);
-    hla_hadamard_problem problem;
-    hla_hadamard_problem_init(&problem);
-    problem.batch = 1;
-    problem.heads = settings->heads;
-    problem.queries = queries;
-    problem.keys = T;
-    problem.value_dim = settings->dim;
-    problem.factors = settings->factors;
-    for (int p = 0; p < settings->factors; p++) {
-        problem.rank[p] = settings->rank;
-        q[p] = part(&state->q_features[p], T, queries);
-        k[p] = part(&state->k_features[p], T, T);
-    }
-    problem.dtype = (hla_dtype)settings->dtype;
-    problem.form = kernel == NULL ? (hla_form)settings->form : HLA_FORM_AUTO;
-    problem.kernel = kernel;
-    return run_hadamard(&state->session, state->hla, &problem, out, q, k, &v, kernel == NULL ? settings->repeat : 1,
-                        done);
-}
-
-static hlv_status softmax(bench_state *state, const bench_settings *settings, int64_t T, int64_t queries,
-                          const operand *out, const char *kernel, attention_run *done) {
-    operand q = part(&state->q, T, queries), k = part(&state->k, T, T), v = part(&state->v, T, T);
-    hla_softmax_problem problem;
-    hla_softmax_problem_init(&problem);
-    problem.batch = 1;
-    problem.heads = settings->heads;
-    problem.queries = queries;
-    problem.keys = T;
-    problem.dim = problem.value_dim = settings->dim;
-    problem.dtype = (hla_dtype)settings->dtype;
-    problem.kernel = kernel;
-    return run_softmax(&state->session, state->hla, &problem, out, &q, &k, &v, kernel == NULL ? settings->repeat : 1,
-                       done);
-}
-
-/* Counting a multiply-add as two (docs/OPERATOR.md, section 3). */
-static double count_flops(const bench_settings *settings, int64_t T, bool state_form, bool is_softmax) {
-    double tokens = (double)T, V = settings->dim, H = settings->heads;
-    double R = pow(settings->rank, settings->factors);
-    if (is_softmax) return 2 * tokens * tokens * 2 * V * H;
-    return state_form ? 4 * tokens * R * (V + 1) * H
-                      : 2 * tokens * tokens * (settings->factors * settings->rank + V) * H;
-}
-
-static hlv_status measure(bench_state *state, const bench_settings *settings, int64_t T, measurement *row) {
-    int64_t gate = T < GATE_QUERIES ? T : GATE_QUERIES;
-    operand out = part(&state->out, T, T), rows = part(&state->out, T, gate), expected = state->expected;
-    expected.view.shape[1] = gate;
-    row->tokens = T;
+static hlv_status time_calls(bench_state *state, bench_call *call, int64_t calls, double *seconds) {
     hlv_status status = HLV_OK;
-    for (int i = 0; i < 2 && status == HLV_OK; i++) {
-        attention_run reference;
-        hlv_status (*const attention)(bench_state *, const bench_settings *, int64_t, int64_t, const operand *,
-                                      const char *, attention_run *) = i == 0 ? hadamard : softmax;
-        status = attention(state, settings, T, T, &out, NULL, &row->run[i]);
-        if (status == HLV_OK) status = attention(state, settings, T, gate, &expected, "reference", &reference);
-        row->error[i] = view_error(&rows.view, &expected.view);
-        row->flops[i] = count_flops(settings, T, row->run[i].form == HLA_FORM_STATE, i == 1);
-        state->wrong = state->wrong || (status == HLV_OK && !(row->error[i] <= gate_limits[settings->dtype]));
-    }
+    double start = seconds_now();
+    for (int64_t i = 0; i < calls && status == HLV_OK; i++)
+        status = call_run(&state->session, state->hla, call);
+    *seconds = (seconds_now() - start) / (double)calls;
     return status;
 }
 
-static bool passed(const bench_settings *settings, const measurement *row, int i) {
-    return row->error[i] <= gate_limits[settings->dtype];
+/* Opens a method, has it pass the gate, and warms it up. A method that cannot is left out, with a word. */
+static hlv_status enter(bench_state *state, bench_data *data, bench_gate *gate, bool *gate_made, entrant *e) {
+    cli_session *session = &state->session;
+    bench_result *result = e->result;
+    const bench_views views = data_views(data, &result->problem, result->method->function);
+    double first;
+    result->lacks = method_lacks(result->method, &result->problem);
+    if (result->lacks != NULL) return HLV_OK;
+    hlv_status status = call_open(session, state->hla, result->method, &result->problem, &views, NULL, &e->call);
+    if (status == HLV_ERROR_UNSUPPORTED) {
+        session->sentence = NULL;
+        result->lacks = "is not supported here";
+        return HLV_OK;
+    }
+    if (status == HLV_OK && !*gate_made) {
+        status = gate_open(session, state->hla, result->method, &result->problem, data, gate);
+        *gate_made = true;
+    }
+    if (status == HLV_OK) status = gate_check(session, state->hla, &e->call, gate, data, &result->error);
+    if (status != HLV_OK) return status;
+    result->passed = result->error <= gate_limit(&result->problem);
+    state->wrong = state->wrong || !result->passed;
+    snprintf(result->kernel, sizeof result->kernel, "%s", e->call.kernel);
+    result->planned = e->call.planned && result->method->function == FUNCTION_HADAMARD;
+    result->workspace = e->call.library != NULL ? materialised_bytes(e->call.library) : e->call.bytes;
+    result->unit = peak_of(e->call.library != NULL ? NULL : e->call.kernel, result->problem.dtype);
+    result->operations = method_operations(result->method, &result->problem);
+    result->bytes = function_bytes(result->method->function, &result->problem);
+    status = time_calls(state, &e->call, 1, &first);
+    e->inner = first > 0 && first < SAMPLE_SECONDS ? (int64_t)ceil(SAMPLE_SECONDS / first) : 1;
+    return status;
 }
 
-static void report_text(const bench_state *state, const bench_settings *settings) {
-    printf("%d heads of width %d, %d factors of rank %d, %s, %d threads; times in ms, rates in GFLOP/s\n",
-           settings->heads, settings->dim, settings->factors, settings->rank, dtype_names[settings->dtype],
-           hla_context_threads(state->hla));
-    printf("%8s %12s %8s %-22s %12s %8s %8s\n", "tokens", "hadamard", "rate", "kernel", "softmax", "rate", "ratio");
-    for (int i = 0; i < settings->tokens.count; i++) {
-        const measurement *row = &state->rows[i];
-        char time[2][16], rate[2][16];
-        for (int a = 0; a < 2; a++) {
-            snprintf(time[a], sizeof time[a], "%.3f", 1e3 * row->run[a].seconds);
-            snprintf(rate[a], sizeof rate[a], "%.1f", row->flops[a] / row->run[a].seconds * 1e-9);
-            if (!passed(settings, row, a)) {
-                snprintf(time[a], sizeof time[a], "WRONG");
-                snprintf(rate[a], sizeof rate[a], "%.1e", row->error[a]);
+/* One sample between two of the peak. */
+static hlv_status sample(bench_state *state, entrant *e, int i) {
+    int threads = hla_context_threads(state->hla);
+    double before = peak_measure(e->result->unit, threads);
+    hlv_status status = time_calls(state, &e->call, e->inner, &e->seconds[i]);
+    e->peaks[i] = (before + peak_measure(e->result->unit, threads)) / 2;
+    return status;
+}
+
+static void conclude(entrant *e, int samples) {
+    bench_result *result = e->result;
+    double shares[MOST_REPEATS] = {0};
+    result->seconds = INFINITY;
+    for (int i = 0; i < samples; i++) {
+        shares[i] = result->operations / e->seconds[i] / e->peaks[i];
+        if (!(e->seconds[i] < result->seconds)) continue;
+        result->seconds = e->seconds[i];
+        result->peak = e->peaks[i];
+        result->peak_share = shares[i];
+    }
+    result->peak_share_median = median(shares, samples);
+    result->seconds_median = median(e->seconds, samples);
+}
+
+/* All methods of a case: first the gate of each, then samples in turn. */
+static hlv_status measure(bench_state *state, const bench_settings *settings, const bench_choice *choice,
+                          const bench_case *problem, bench_data *data) {
+    entrant *entrants = calloc(METHOD_COUNT, sizeof *entrants);
+    bench_gate gates[FUNCTION_COUNT] = {0};
+    bool made[FUNCTION_COUNT] = {false};
+    hlv_status status = entrants != NULL ? HLV_OK : HLV_ERROR_MEMORY;
+    if (status != HLV_OK) state->session.sentence = "out of memory";
+    int samples = 0;
+    for (int m = 0; m < METHOD_COUNT && status == HLV_OK; m++) {
+        entrants[m].result = &state->results[state->count + m];
+        *entrants[m].result =
+            (bench_result){.method = &bench_methods[m], .problem = *problem, .lacks = "was not asked"};
+        bench_function function = bench_methods[m].function;
+        if (choice->methods[m]) status = enter(state, data, &gates[function], &made[function], &entrants[m]);
+    }
+    for (; samples < settings->repeat && status == HLV_OK && (samples == 0 || !session_interrupted()); samples++)
+        for (int m = 0; m < METHOD_COUNT && status == HLV_OK; m++)
+            if (entrants[m].result->passed) status = sample(state, &entrants[m], samples);
+    for (int m = 0; m < METHOD_COUNT && entrants != NULL; m++) {
+        if (status == HLV_OK && entrants[m].result->passed) conclude(&entrants[m], samples);
+        call_close(&state->session, &entrants[m].call);
+    }
+    for (int f = 0; f < FUNCTION_COUNT; f++)
+        gate_close(&state->session, &gates[f]);
+    free(entrants);
+    if (status != HLV_OK) return status;
+    session_end_line(&state->session);
+    report_case(&state->results[state->count], hla_context_threads(state->hla));
+    fflush(stdout);
+    state->count += METHOD_COUNT;
+    return HLV_OK;
+}
+
+/* Every pass and mode of one list of ranks, over the tokens. */
+static hlv_status measure_ranks(bench_state *state, const bench_settings *settings, const bench_choice *choice,
+                                bench_case problem) {
+    bench_data data = {0};
+    problem.tokens = settings->tokens.items[settings->tokens.count - 1];
+    problem.backward = choice->passes[1];
+    hlv_status status = data_create(&state->session, &problem, &data);
+    for (int pass = 0; pass < 2; pass++)
+        for (int mode = 0; mode < 2; mode++)
+            for (int i = 0; i < settings->tokens.count && status == HLV_OK; i++) {
+                if (!choice->passes[pass] || !choice->modes[mode]) continue;
+                problem.backward = pass == 1;
+                problem.causal = mode == 1;
+                problem.tokens = settings->tokens.items[i];
+                session_progress(&state->session, "bench", state->count / METHOD_COUNT, state->expected);
+                status = measure(state, settings, choice, &problem, &data);
+                if (status == HLV_OK && session_interrupted()) {
+                    state->session.sentence = "interrupted";
+                    status = HLV_ERROR_CANCELLED;
+                }
             }
-        }
-        printf("%8lld %12s %8s %-22s %12s %8s %8.2f\n", (long long)row->tokens, time[0], rate[0], row->run[0].kernel,
-               time[1], rate[1], row->run[1].seconds / row->run[0].seconds);
-    }
+    data_free(&state->session, &data);
+    return status;
 }
 
-static void print_json(FILE *file, const void *user) {
-    static const char *const names[] = {"hadamard", "softmax"};
-    const bench_state *state = ((const void *const *)user)[0];
-    const bench_settings *settings = ((const void *const *)user)[1];
-    machine_info machine;
-    read_machine(&machine);
-    json_writer out = {.out = file};
-    json_open(&out, NULL, '{');
-    machine_json(&out, &machine, hla_context_threads(state->hla));
-    json_whole(&out, "heads", settings->heads);
-    json_whole(&out, "dim", settings->dim);
-    json_whole(&out, "factors", settings->factors);
-    json_whole(&out, "rank", settings->rank);
-    json_text(&out, "dtype", dtype_names[settings->dtype]);
-    json_whole(&out, "repeat", settings->repeat);
-    json_open(&out, "runs", '[');
-    for (int i = 0; i < 2 * settings->tokens.count; i++) {
-        const measurement *row = &state->rows[i / 2];
-        const attention_run *done = &row->run[i % 2];
-        json_open(&out, NULL, '{');
-        json_text(&out, "attention", names[i % 2]);
-        json_whole(&out, "tokens", row->tokens);
-        json_text(&out, "form", i % 2 == 0 ? forms[done->form] : NULL);
-        json_text(&out, "kernel", done->kernel);
-        json_number(&out, "seconds", passed(settings, row, i % 2) ? done->seconds : NAN);
-        json_number(&out, "flops", row->flops[i % 2]);
-        json_number(&out, "relative_error", row->error[i % 2]);
-        json_close(&out, '}');
+static hlv_status bench(bench_state *state, const bench_settings *settings, const bench_choice *choice) {
+    hlv_status status = check_report(&state->session, settings->json_file);
+    if (status == HLV_OK) status = check_report(&state->session, settings->plot_file);
+    state->expected = settings->tokens.count * choice->rank_lists * (choice->passes[0] + choice->passes[1]) *
+                      (choice->modes[0] + choice->modes[1]);
+    state->results = calloc((size_t)state->expected, METHOD_COUNT * sizeof *state->results);
+    if (status == HLV_OK && state->results == NULL) {
+        state->session.sentence = "out of memory";
+        status = HLV_ERROR_MEMORY;
     }
-    json_close(&out, ']');
-    json_close(&out, '}');
+    for (int i = 0; i < choice->rank_lists && status == HLV_OK; i++)
+        status = measure_ranks(state, settings, choice, choice->ranks[i]);
+    if (status == HLV_OK) session_progress(&state->session, "bench", state->expected, state->expected);
+    session_end_line(&state->session);
+    const bench_report report = {state->results, state->count, hla_context_threads(state->hla), settings->repeat};
+    if (status == HLV_OK && settings->json_file != NULL)
+        status = write_report(&state->session, settings->json_file, report_json, &report);
+    if (status == HLV_OK && settings->plot_file != NULL)
+        status = write_report(&state->session, settings->plot_file, report_plot, &report);
+    free(state->results);
+    return status;
 }
 
-static hlv_status write_plot(bench_state *state, const bench_settings *settings) {
-    double x[MAX_LIST], y[2][MAX_LIST];
-    char subtitle[200];
-    machine_info machine;
-    read_machine(&machine);
-    for (int i = 0; i < settings->tokens.count; i++) {
-        x[i] = (double)state->rows[i].tokens;
-        for (int a = 0; a < 2; a++)
-            y[a][i] = passed(settings, &state->rows[i], a) ? state->rows[i].run[a].seconds : NAN;
+/* "16x16": false if it is no list of ranks. */
+static bool read_ranks(const char *text, size_t length, bench_case *ranks) {
+    const char *end = text + length;
+    ranks->factors = 0;
+    while (ranks->factors < HLA_MAX_FACTORS && *text >= '0' && *text <= '9') {
+        char *after;
+        long rank = strtol(text, &after, 10);
+        if (rank < 1 || rank > HLA_MAX_RANK) return false;
+        ranks->rank[ranks->factors++] = rank;
+        if (after == end) return true;
+        if (*after != 'x') return false;
+        text = after + 1;
     }
-    snprintf(subtitle, sizeof subtitle, "%d heads of width %d, %d x rank %d, %s, %d threads, %.80s", settings->heads,
-             settings->dim, settings->factors, settings->rank, dtype_names[settings->dtype],
-             hla_context_threads(state->hla), machine.processor);
-    plot_line lines[] = {{"Hadamard", y[0]}, {"softmax", y[1]}};
-    plot_data plot = {"Attention: time against tokens", subtitle, "tokens", "time of one call", x,
-                      settings->tokens.count,           lines,    2};
-    return write_report(&state->session, settings->plot_file, print_plot, &plot);
+    return false;
+}
+
+static int choose_ranks(const bench_settings *settings, bench_choice *choice) {
+    bench_case common = {.batch = settings->batch,
+                         .heads = settings->heads,
+                         .dim = settings->dim,
+                         .value_dim = settings->value_dim > 0 ? settings->value_dim : settings->dim,
+                         .factors = settings->factors,
+                         .dtype = (hla_dtype)settings->dtype};
+    for (int p = 0; p < settings->factors; p++)
+        common.rank[p] = settings->rank;
+    choice->ranks[0] = common;
+    choice->rank_lists = settings->ranks == NULL ? 1 : 0;
+    for (const char *text = settings->ranks; text != NULL;) {
+        size_t length = strcspn(text, ",");
+        if (choice->rank_lists == MAX_RANKS || !read_ranks(text, length, &common))
+            return wrong_usage(&bench_attention_command,
+                               "--ranks is '%s', wanted up to %d lists of up to %d ranks from 1 to %d, such as "
+                               "16x16,32x32",
+                               settings->ranks, MAX_RANKS, HLA_MAX_FACTORS, HLA_MAX_RANK);
+        choice->ranks[choice->rank_lists++] = common;
+        text = text[length] == ',' ? text + length + 1 : NULL;
+    }
+    return STATUS_GO_ON;
+}
+
+static int choose_methods(const bench_settings *settings, bench_choice *choice) {
+    for (int m = 0; m < METHOD_COUNT; m++)
+        choice->methods[m] = settings->methods == NULL;
+    for (const char *text = settings->methods; text != NULL;) {
+        size_t length = strcspn(text, ",");
+        bool known = false;
+        for (int m = 0; m < METHOD_COUNT; m++)
+            if (strlen(bench_methods[m].name) == length && strncmp(bench_methods[m].name, text, length) == 0)
+                known = choice->methods[m] = true;
+        if (!known)
+            return wrong_usage(&bench_attention_command,
+                               "--methods is '%s', wanted some of hadamard_state, hadamard_quadratic, materialised, "
+                               "softmax, linear, with commas between",
+                               settings->methods);
+        text = text[length] == ',' ? text + length + 1 : NULL;
+    }
+    for (int m = 0; m < METHOD_COUNT && settings->form != HLA_FORM_AUTO; m++)
+        if (bench_methods[m].function == FUNCTION_HADAMARD && !bench_methods[m].by_library &&
+            (int)bench_methods[m].form != settings->form)
+            choice->methods[m] = false;
+    return STATUS_GO_ON;
+}
+
+static int choose(const bench_settings *settings, bench_choice *choice) {
+    for (int i = 0; i < 2; i++) {
+        choice->passes[i] = settings->pass == i || settings->pass == 2;
+        choice->modes[i] = settings->mode == i || settings->mode == 2;
+    }
+    if (settings->plot_file != NULL && !ends_with(settings->plot_file, ".svg"))
+        return wrong_usage(&bench_attention_command, "--plot is '%s', wanted a name that ends in .svg",
+                           settings->plot_file);
+    int exit_status = choose_ranks(settings, choice);
+    return exit_status == STATUS_GO_ON ? choose_methods(settings, choice) : exit_status;
 }
 
 static int by_size(const void *a, const void *b) {
@@ -299,41 +345,19 @@ static int by_size(const void *a, const void *b) {
     return (left > right) - (left < right);
 }
 
-static hlv_status bench(bench_state *state, const bench_settings *settings) {
-    int count = settings->tokens.count;
-    hlv_status status = check_report(&state->session, settings->json_file);
-    if (status == HLV_OK) status = check_report(&state->session, settings->plot_file);
-    if (status == HLV_OK) status = create_operands(state, settings, settings->tokens.items[count - 1]);
-    for (int i = 0; i < count && status == HLV_OK; i++) {
-        session_progress(&state->session, "bench", i, count);
-        status = measure(state, settings, settings->tokens.items[i], &state->rows[i]);
-        if (session_interrupted()) {
-            state->session.sentence = "interrupted";
-            return HLV_ERROR_CANCELLED;
-        }
-    }
-    if (status == HLV_OK) session_progress(&state->session, "bench", count, count);
-    session_end_line(&state->session);
-    if (status == HLV_OK) report_text(state, settings);
-    if (status == HLV_OK && settings->json_file != NULL)
-        status = write_report(&state->session, settings->json_file, print_json, (const void *const[]){state, settings});
-    if (status == HLV_OK && settings->plot_file != NULL) status = write_plot(state, settings);
-    return status;
-}
-
 static int run(int argc, char **argv) {
     bench_settings settings = {.tokens = {.items = {256, 512, 1024, 2048, 4096, 8192}, .count = 6},
+                               .batch = 1,
                                .heads = 4,
                                .dim = 64,
                                .factors = 2,
                                .rank = 32,
-                               .repeat = 3};
+                               .repeat = 5};
     text_list words;
-    int exit_status = parse_options(&bench_attention_command, argc, argv, &settings, &words, 0);
-    if (exit_status == STATUS_GO_ON && settings.plot_file != NULL && !ends_with(settings.plot_file, ".svg"))
-        exit_status = wrong_usage(&bench_attention_command, "--plot is '%s', wanted a name that ends in .svg",
-                                  settings.plot_file);
+    bench_choice choice = {0};
     bench_state state = {0};
+    int exit_status = parse_options(&bench_attention_command, argc, argv, &settings, &words, 0);
+    if (exit_status == STATUS_GO_ON) exit_status = choose(&settings, &choice);
     if (exit_status == STATUS_GO_ON)
         exit_status = session_open(&state.session, &bench_attention_command, &settings.common);
     if (exit_status != STATUS_GO_ON) return exit_status;
@@ -343,10 +367,9 @@ static int run(int argc, char **argv) {
     options.threads = settings.common.threads;
     hlv_status status = HLV_ERROR_MEMORY;
     if (hla_context_create(&state.hla, &options) == HLA_OK)
-        status = bench(&state, &settings);
+        status = bench(&state, &settings, &choice);
     else
         state.session.sentence = "out of memory";
-    free_operands(&state);
     exit_status = session_close(&state.session, status);
     if (state.wrong && exit_status == STATUS_DONE) exit_status = STATUS_FAILED;
     hla_context_free(state.hla);

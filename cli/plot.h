@@ -4,17 +4,20 @@
 
 #include <stdio.h>
 
+#define PLOT_POINTS 16
+#define PLOT_LINES 24
+
 typedef struct plot_line {
-    const char *name;
-    const double *y; /* positive; others are left out */
+    char name[80];
+    int colour, dashes; /* lines of one kind share a colour and differ in their dashes */
+    int points;
+    double x[PLOT_POINTS], y[PLOT_POINTS]; /* positive, x ascending */
 } plot_line;
 
 typedef struct plot_data {
-    const char *title, *subtitle, *x_name, *y_name;
-    const double *x; /* positive */
-    int points;
+    const char *title, *subtitle, *x_name, *y_name; /* y is in seconds */
     const plot_line *lines;
-    int line_count; /* at most 4 */
+    int line_count;
 } plot_data;
 
 void print_plot(FILE *file, const void *data); /* data: a plot_data */

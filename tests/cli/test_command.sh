@@ -125,6 +125,10 @@ options() {
     refuse 2 "wanted a name that ends in .svg" "$hla" bench attention --plot out/a.png
     refuse 1 "no CUDA" "${clip[@]}" -o out/a.gif --device cuda
     refuse 2 "--tokens is '1,x'" "$hla" bench attention --tokens 1,x
+    for value in 16x 0x4 257 16x16x16x16x16 16X16 ,16 16, "" x; do
+        refuse 2 "--ranks is '$value'" "$hla" bench attention --ranks "$value"
+    done
+    refuse 2 "--methods is 'linear,fast'" "$hla" bench attention --methods linear,fast
     refuse 2 "threads is" "$hla" doctor --threads -1
 }
 
@@ -412,17 +416,33 @@ others() {
     refuse 2 "adapter" "$hla" bench generate --model "$model" --size 32x16 --frames 5 --steps 2 --json out/b.json
     refuse 1 "no/b.json" "$hla" bench generate "${tiny[@]}" --json no/b.json
 
-    expect 0 "ratio" "$hla" bench attention --threads 1 --tokens 1,33,200 --heads 2 --dim 16 --rank 8 \
-        --json out/a.json --plot out/a.svg
-    valid_json out/a.json 'len(d["runs"]) == 6 and all(r["relative_error"] <= 1e-5 for r in d["runs"])'
+    expect 0 "ratio" "$hla" bench attention --threads 1 --tokens 1,33,300 --heads 2 --batch 2 --dim 16 --value-dim 24 \
+        --ranks 8x8,5 --repeat 1 --json out/a.json --plot out/a.svg
+    valid_json out/a.json 'len(d["runs"]) == 30 and d["peak"]["gflops"] > 0 and all(r["relative_error"] <= 1e-5 and
+        r["seconds"] > 0 and r["peak_share"] > 0 and abs(r["gflops"] * r["seconds"] - 1e-9 * r["flops"]) < 1e-9 and
+        r["B"] == 2 and r["V"] == 24 and len(r["ratios"]) == 5 for r in d["runs"]) and
+        {r["method"] for r in d["runs"]} == {"hadamard_state", "hadamard_quadratic", "materialised", "softmax", "linear"} and
+        [r["flops"] for r in d["runs"] if r["T"] == 300 and r["ranks"] in (None, "8x8")] ==
+        [4 * 64 * 24 * 300 * 4, 2 * 300**2 * 40 * 4, 4 * 64 * 24 * 300 * 4, 2 * 300**2 * 40 * 4, 2 * 300**2 * 40 * 4]'
     python3 -c 'import xml.dom.minidom; xml.dom.minidom.parse("out/a.svg")' 2>>stderr || complain "out/a.svg is no XML"
     rm out/a.json out/a.svg
+    # Both passes and modes: what a method lacks is left out, with a word.
+    expect 0 "softmax              has no" "$hla" bench attention --threads 1 --tokens 70 --heads 2 --dim 16 --rank 8 \
+        --repeat 1 --pass both --mode both --json out/a.json
+    valid_json out/a.json 'all((r["pass"], r["mode"]) in [(p, m) for p in ("forward", "backward")
+        for m in ("bidirectional", "causal")] and r["seconds"] > 0 for r in d["runs"]) and
+        sum(r["pass"] == "backward" for r in d["runs"]) >= 4'
+    rm out/a.json
+    expect 0 "state_baseline" env HLA_KERNEL=state_baseline "$hla" bench attention --threads 1 --tokens 64 \
+        --methods hadamard_state --repeat 1
     refuse 1 "no/a.svg" "$hla" bench attention --tokens 64 --plot no/a.svg
     refuse 1 "/dev/stdout': it exists and is not" "$hla" bench attention --tokens 64 --json /dev/stdout
     mkdir out/b.json && expect 1 "out/b.json': it exists and is not" "$hla" bench attention --json out/b.json
     rmdir out/b.json
     expect 1 "" bash -c '"$1" doctor --help >/dev/full' sh "$hla"
-    expect 0 "ratio" "$hla" bench attention --threads 1 --tokens 64 --dtype bf16 --form quadratic --factors 3 --rank 4
+    for type in bf16 f16; do
+        expect 0 "ratio" "$hla" bench attention --threads 1 --tokens 300 --dtype $type --form quadratic --factors 3 --rank 4
+    done
     rm -rf out && mkdir out
 
     expect 0 "" "$hla" generate "a cat" "${tiny[@]}" -o out/h.y4m
