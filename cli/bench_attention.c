@@ -247,7 +247,7 @@ static hlv_status bench(bench_state *state, const bench_settings *settings, cons
     if (status == HLV_OK) status = check_report(&state->session, settings->plot_file);
     state->expected = settings->tokens.count * choice->rank_lists * (choice->passes[0] + choice->passes[1]) *
                       (choice->modes[0] + choice->modes[1]);
-    state->results = calloc((size_t)state->expected, METHOD_COUNT * sizeof *state->results);
+    if (state->expected > 0) state->results = calloc((size_t)state->expected, METHOD_COUNT * sizeof *state->results);
     if (status == HLV_OK && state->results == NULL) {
         state->session.sentence = "out of memory";
         status = HLV_ERROR_MEMORY;

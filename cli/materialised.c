@@ -42,13 +42,17 @@ typedef struct product {
 /* A block's features and tokens may be fewer at the end: products for whole and for last ones. */
 enum { WHOLE, LAST, KINDS };
 
+typedef struct worker {
+    dnnl_stream_t stream;
+} worker;
+
 struct materialised {
     hla_hadamard_problem problem;
     int threads;
     int64_t R, inner, outer_count; /* R = outer_count * inner, inner the last factor's rank */
     int64_t outer_rows, blocks;    /* outer rows a block has; blocks a head has */
     dnnl_engine_t engine;
-    dnnl_stream_t *streams;      /* a thread each */
+    worker *workers;             /* a thread each */
     product build[KINDS][KINDS]; /* by features, by tokens */
     product query[KINDS][KINDS];
     float *state;         /* [B H, R, V] */
@@ -115,15 +119,16 @@ static bool make_product(materialised *m, product *made, int64_t rows, int64_t d
 static void multiply(const materialised *m, const scratch *own, const product *p, float *c, const void *a,
                      const void *b) {
     dnnl_memory_t memory[4] = {NULL, NULL, NULL, NULL};
-    dnnl_memory_create(&memory[0], &p->a, m->engine, (void *)(uintptr_t)a);
-    dnnl_memory_create(&memory[1], &p->b, m->engine, (void *)(uintptr_t)b);
+    /* The C interface takes inputs through pointers to non-const too. */
+    dnnl_memory_create(&memory[0], &p->a, m->engine, (void *)a);
+    dnnl_memory_create(&memory[1], &p->b, m->engine, (void *)b);
     dnnl_memory_create(&memory[2], &p->c, m->engine, c);
     dnnl_memory_create(&memory[3], &p->room, m->engine, own->product);
     const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, memory[0]},
                                          {DNNL_ARG_WEIGHTS, memory[1]},
                                          {DNNL_ARG_DST, memory[2]},
                                          {DNNL_ARG_SCRATCHPAD, memory[3]}};
-    dnnl_primitive_execute(p->primitive, m->streams[omp_get_thread_num()], 4, arguments);
+    dnnl_primitive_execute(p->primitive, m->workers[omp_get_thread_num()].stream, 4, arguments);
     for (int i = 0; i < 4; i++)
         dnnl_memory_destroy(memory[i]);
 }
@@ -199,11 +204,11 @@ materialised *materialised_create(const hla_hadamard_problem *problem, int threa
     if (is_half(m)) m->state_half = allocate(m, features * (size_t)problem->value_dim, sizeof(uint16_t));
     m->z = allocate(m, features, sizeof(double));
     m->z_float = allocate(m, features, sizeof(float));
-    m->streams = calloc((size_t)threads, sizeof *m->streams);
+    m->workers = calloc((size_t)threads, sizeof *m->workers);
     bool good = m->state != NULL && (m->state_half != NULL || !is_half(m)) && m->z != NULL && m->z_float != NULL &&
-                m->streams != NULL && dnnl_engine_create(&m->engine, dnnl_cpu, 0) == dnnl_success;
+                m->workers != NULL && dnnl_engine_create(&m->engine, dnnl_cpu, 0) == dnnl_success;
     for (int i = 0; i < threads && good; i++)
-        good = dnnl_stream_create(&m->streams[i], m->engine, dnnl_stream_default_flags) == dnnl_success;
+        good = dnnl_stream_create(&m->workers[i].stream, m->engine, dnnl_stream_default_flags) == dnnl_success;
     int saved = omp_get_max_threads();
     omp_set_num_threads(1); /* products are oneDNN's, threads are ours */
     good = good && make_products(m);
@@ -223,10 +228,10 @@ void materialised_free(materialised *m) {
             dnnl_primitive_destroy(m->build[r][t].primitive);
             dnnl_primitive_destroy(m->query[r][t].primitive);
         }
-    for (int i = 0; i < m->threads && m->streams != NULL; i++)
-        dnnl_stream_destroy(m->streams[i]);
+    for (int i = 0; i < m->threads && m->workers != NULL; i++)
+        dnnl_stream_destroy(m->workers[i].stream);
     dnnl_engine_destroy(m->engine);
-    free(m->streams);
+    free(m->workers);
     free(m->state);
     free(m->state_half);
     free(m->z);

@@ -32,13 +32,13 @@
  * cycle takes 8), and few enough to stay in registers beside the two operands. */
 #define PROBE(name, attributes, vector, chains, one, step)                                                             \
     attributes static void name(int64_t turns) {                                                                       \
-        vector sums[chains], x = one, y = one;                                                                         \
+        vector sums[chains], x = (one), y = (one);                                                                     \
         HIDE(x);                                                                                                       \
         HIDE(y);                                                                                                       \
         UNROLL(chains) for (int i = 0; i < (chains); i++) sums[i] = x;                                                 \
         for (int64_t turn = 0; turn < turns; turn++) {                                                                 \
             UNROLL(chains) for (int i = 0; i < (chains); i++) {                                                        \
-                sums[i] = step;                                                                                        \
+                sums[i] = (step);                                                                                      \
                 HIDE(sums[i]);                                                                                         \
             }                                                                                                          \
         }                                                                                                              \
