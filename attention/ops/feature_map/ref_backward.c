@@ -107,12 +107,7 @@ typedef struct scratch {
 } scratch;
 
 static scratch carve(hla_arena *arena, const hla_feature_map_problem *problem) {
-    const int64_t most_width = (int64_t)1 << 24; /* so that no product below wraps */
     int64_t dim = problem->dim, rank = problem->rank;
-    if (dim > most_width || rank > most_width) {
-        arena->overflow = true;
-        return (scratch){0};
-    }
     return (scratch){.sums = {.weight = hla_arena_take(arena, rank * dim, sizeof(double)),
                               .bias = hla_arena_take(arena, rank, sizeof(double)),
                               .hidden_weight = hla_arena_take(arena, dim * dim, sizeof(double)),
@@ -123,10 +118,16 @@ static scratch carve(hla_arena *arena, const hla_feature_map_problem *problem) {
 }
 
 void hla_feature_map_reference_measure_backward(hla_arena *arena, const hla_feature_map_problem *problem, int threads) {
-    hla_arena one = {0};
-    carve(&one, problem);
+    const int64_t most_width = (int64_t)1 << 24; /* so that no product of two widths wraps */
+    hla_arena one = {.overflow = problem->dim > most_width || problem->rank > most_width};
+    if (!one.overflow) carve(&one, problem);
     arena->overflow = arena->overflow || one.overflow;
     if (!one.overflow) hla_arena_take(arena, threads, one.used);
+}
+
+static void clear(double *sums, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        sums[i] = 0;
 }
 
 static void store(float *gradient, const double *sums, int64_t h, int64_t size) {
@@ -138,10 +139,10 @@ static void store(float *gradient, const double *sums, int64_t h, int64_t size) 
 static void differentiate_head(const hla_feature_map_call *call, const scratch *own, int64_t h) {
     const hla_feature_map_problem *problem = &call->problem;
     const int64_t dim = problem->dim, rank = problem->rank;
-    memset(own->sums.weight, 0, (size_t)(rank * dim) * sizeof(double));
-    memset(own->sums.bias, 0, (size_t)rank * sizeof(double));
-    memset(own->sums.hidden_weight, 0, (size_t)(dim * dim) * sizeof(double));
-    memset(own->sums.hidden_bias, 0, (size_t)dim * sizeof(double));
+    clear(own->sums.weight, rank * dim);
+    clear(own->sums.bias, rank);
+    clear(own->sums.hidden_weight, dim * dim);
+    clear(own->sums.hidden_bias, dim);
     for (int64_t i = 0; i < problem->batch * problem->tokens; i++) {
         int64_t b = i / problem->tokens, t = i % problem->tokens;
         hla_feature_map_reference_backward_row(call, b, t, h, own->dx, &own->sums, own->rows, own->input);
