@@ -103,7 +103,7 @@ static hla_status check_inputs(const hla_hadamard_plan *plan, const hla_hadamard
     return status;
 }
 
-/* A state array [N,Hkv,R,V+1], seen as one row. */
+/* A state array [N,Hkv,R,V+1], seen as one row; its size was checked with the problem. */
 static hla_tensor state_view(const hla_hadamard_problem *problem, const float *state) {
     int64_t numbers = hla_hadamard_sequence_count(problem) * problem->kv_heads * hla_hadamard_state_rank(problem) *
                       (problem->value_dim + 1);
@@ -193,10 +193,15 @@ static hla_status add_gradients(const hla_hadamard_plan *plan, const hla_hadamar
 }
 
 static hla_status check_gradient_states(const hla_hadamard_plan *plan, const hla_hadamard_gradients *gradients,
-                                        const float *d_final_state, const hla_hadamard_inputs *in, const outputs *out) {
+                                        const hla_tensor *d_out, const float *d_final_state,
+                                        const hla_hadamard_inputs *in, const outputs *out) {
     hla_status status = check_state(plan, "initial_state", in->initial_state, in, out, false);
     if (status == HLA_OK) status = check_state(plan, "d_final_state", d_final_state, in, out, false);
     if (status == HLA_OK) status = check_state(plan, "d_initial_state", gradients->d_initial_state, in, out, true);
+    if (status == HLA_OK && gradients->d_initial_state) {
+        hla_tensor view = state_view(&plan->problem, gradients->d_initial_state);
+        status = hla_check_disjoint(plan->context, "d_initial_state", &view, "d_out", d_out);
+    }
     if (status == HLA_OK)
         status =
             check_states_apart(plan, "d_initial_state", gradients->d_initial_state, "d_final_state", d_final_state);
@@ -225,7 +230,7 @@ hla_status hla_hadamard_backward(const hla_hadamard_plan *plan, const hla_hadama
     if (status == HLA_OK)
         status =
             check_input(plan, "d_out", d_out, problem->queries, problem->heads, problem->value_dim, NULL, &written);
-    if (status == HLA_OK) status = check_gradient_states(plan, gradients, d_final_state, inputs, &written);
+    if (status == HLA_OK) status = check_gradient_states(plan, gradients, d_out, d_final_state, inputs, &written);
     if (status == HLA_OK) status = hla_check_workspace(context, workspace, workspace_size, plan->backward_workspace);
     if (status != HLA_OK) return status;
     const hla_hadamard_call call = {.problem = problem,

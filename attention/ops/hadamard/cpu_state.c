@@ -132,6 +132,11 @@ static void add_chunk(const geometry *g, const own_memory *own, float *state, fl
     add_floats(sums + first, own->chunk_sums, hla_round_up(last - first, HLA_VECTOR_WIDTH));
 }
 
+static void clear_chunk(const plan *p, const own_memory *own) {
+    memset(own->chunk_state, 0, (size_t)(p->cut.range / BLOCK * p->g.block_size) * sizeof(float));
+    memset(own->chunk_sums, 0, (size_t)p->cut.range * sizeof(float));
+}
+
 /* S and z of features first ... last - 1 (first a multiple of BLOCK), summed over all keys of a pair. */
 static void build_range(const plan *p, const hla_hadamard_call *call, own_memory *own, const head_pair *pair,
                         int64_t first, int64_t last) {
@@ -140,7 +145,7 @@ static void build_range(const plan *p, const hla_hadamard_call *call, own_memory
     float *state = state_of(p, pair), *sums = sums_of(p, pair);
     load_initial(p, call, pair, first, last);
     for (int64_t chunk = 0; chunk < keys; chunk += CHUNK) {
-        if (chunk > 0) load_state(g, own->chunk_state, own->chunk_sums, NULL, 0, hla_round_up(last - first, BLOCK));
+        if (chunk > 0) clear_chunk(p, own);
         for (int64_t key = chunk; key < hla_smaller(keys, chunk + CHUNK); key += TOKENS) {
             token_rows rows = key_rows(call, pair, key, hla_smaller(TOKENS, keys - key));
             pack_build(g, &own->block, &rows);

@@ -88,6 +88,17 @@ static hla_status check_products(hla_context *context, const hla_hadamard_proble
                     hla_hadamard_sequence_count(problem), problem->heads, tokens, width);
 }
 
+/* Likewise the bytes of the states that calls may give and take. */
+static hla_status check_state_size(hla_context *context, const hla_hadamard_problem *problem) {
+    size_t bytes = sizeof(float);
+    bool fits = hla_size_multiply(&bytes, hla_hadamard_sequence_count(problem)) &&
+                hla_size_multiply(&bytes, problem->heads) && hla_size_multiply(&bytes, problem->value_dim + 1);
+    for (int p = 0; p < problem->factors; p++)
+        fits = fits && hla_size_multiply(&bytes, problem->rank[p]);
+    if (!problem->stateful || (fits && bytes <= PTRDIFF_MAX)) return HLA_OK;
+    return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.stateful: the states' size overflows 64-bit sizes");
+}
+
 static hla_status check_problem(hla_context *context, const hla_hadamard_problem *problem) {
     if (!problem) return hla_fail(context, HLA_ERROR_ARGUMENT, "problem is NULL");
     hla_status status =
@@ -96,6 +107,7 @@ static hla_status check_problem(hla_context *context, const hla_hadamard_problem
     if (status == HLA_OK) status = check_ranks(context, problem);
     if (status == HLA_OK) status = check_options(context, problem);
     if (status == HLA_OK) status = check_products(context, problem);
+    if (status == HLA_OK) status = check_state_size(context, problem);
     return status;
 }
 
