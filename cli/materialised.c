@@ -146,28 +146,29 @@ static bool make_products(materialised *m) {
     return good;
 }
 
-static float *take(char **at, size_t count, size_t size) {
-    char *taken = *at;
+/* The next piece of a room, or only its size where there is no room yet. */
+static void *take(char *base, size_t *at, size_t count, size_t size) {
+    char *taken = base != NULL ? base + *at : NULL;
     *at += (count * size + 63) / 64 * 64;
-    return (float *)(void *)taken;
+    return taken;
 }
 
 /* Lays a scratch out; returns its bytes. */
 static size_t carve(const materialised *m, char *base, scratch *own) {
     const size_t V = (size_t)m->problem.value_dim, rows = (size_t)(m->outer_rows * m->inner);
-    char *at = base;
+    size_t at = 0;
     for (int p = 0; p < m->problem.factors; p++)
-        own->factors[p] = take(&at, CHUNK * (size_t)m->problem.rank[p], sizeof(float));
-    own->square = take(&at, (size_t)SQUARE * HLA_MAX_RANK, sizeof(float));
-    own->outer = take(&at, BLOCK_ROWS, sizeof(float));
-    own->phi = take(&at, is_half(m) ? rows + CHUNK : CHUNK * rows, sizeof(float)); /* one row, if it is rounded */
-    own->phi_half = (uint16_t *)(void *)take(&at, is_half(m) ? CHUNK * rows : 0, sizeof(uint16_t));
-    own->v_half = (uint16_t *)(void *)take(&at, is_half(m) ? CHUNK * V : 0, sizeof(uint16_t));
-    own->v = take(&at, CHUNK * V, sizeof(float));
-    own->sums = take(&at, CHUNK * V, sizeof(float));
-    own->denominator = take(&at, CHUNK, sizeof(float));
-    own->product = take(&at, m->product_bytes, 1);
-    return (size_t)(at - base);
+        own->factors[p] = take(base, &at, CHUNK * (size_t)m->problem.rank[p], sizeof(float));
+    own->square = take(base, &at, (size_t)SQUARE * HLA_MAX_RANK, sizeof(float));
+    own->outer = take(base, &at, BLOCK_ROWS, sizeof(float));
+    own->phi = take(base, &at, is_half(m) ? rows + CHUNK : CHUNK * rows, sizeof(float)); /* one row, if it is rounded */
+    own->phi_half = take(base, &at, is_half(m) ? CHUNK * rows : 0, sizeof(uint16_t));
+    own->v_half = take(base, &at, is_half(m) ? CHUNK * V : 0, sizeof(uint16_t));
+    own->v = take(base, &at, CHUNK * V, sizeof(float));
+    own->sums = take(base, &at, CHUNK * V, sizeof(float));
+    own->denominator = take(base, &at, CHUNK, sizeof(float));
+    own->product = take(base, &at, m->product_bytes, 1);
+    return at;
 }
 
 static void *allocate(materialised *m, size_t count, size_t size) {
