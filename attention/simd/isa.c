@@ -10,6 +10,7 @@ bool hla_isa_runs(hla_isa isa) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     }
+    if (isa == HLA_ISA_AVX512_BF16) return hla_isa_runs(HLA_ISA_AVX512) && __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
     if (isa == HLA_ISA_NEON) return true;
 #endif
@@ -20,6 +21,7 @@ const char *hla_isa_needs(hla_isa isa) {
     static const char *const needs[] = {[HLA_ISA_BASELINE] = "",
                                         [HLA_ISA_AVX2] = "AVX2, FMA",
                                         [HLA_ISA_AVX512] = "AVX-512 F, BW, DQ, VL",
-                                        [HLA_ISA_NEON] = "AArch64 NEON"};
+                                        [HLA_ISA_NEON] = "AArch64 NEON",
+                                        [HLA_ISA_AVX512_BF16] = "AVX-512 F, BW, DQ, VL, BF16"};
     return needs[isa];
 }

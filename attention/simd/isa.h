@@ -1,6 +1,6 @@
 /* attention/simd/isa.h - instruction sets that kernels are compiled for, and whether this machine runs them.
  *
- * A new set (AVX512-BF16) is one value here, one row in isa.c, one branch in vector.h, one line in
+ * A new set is one value here, one row in isa.c, one branch in vector.h, one line in
  * CMakeLists.txt, and its entries in each operator's kernel table.
  */
 #ifndef HLA_SIMD_ISA_H
@@ -12,7 +12,8 @@ typedef enum hla_isa {
     HLA_ISA_BASELINE = 0, /* whatever the compiler assumes of any machine of this architecture */
     HLA_ISA_AVX2 = 1,
     HLA_ISA_AVX512 = 2,
-    HLA_ISA_NEON = 3
+    HLA_ISA_NEON = 3,
+    HLA_ISA_AVX512_BF16 = 4 /* AVX-512 with dot products of bfloat16: kernels of bfloat16 only */
 } hla_isa;
 
 /* Whether processor and operating system (which must save the registers) both support it. */

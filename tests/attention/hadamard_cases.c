@@ -359,7 +359,14 @@ hla_status hadamard_run_backward(hla_context *context, hadamard_data *data, cons
     return run(context, data, kernel, true);
 }
 
+bool hadamard_takes_all(const hla_kernel_info *info) {
+    return info->runs_here && strcmp(info->name, "state_avx512_bf16") != 0;
+}
+
 bool hadamard_takes(const hadamard_data *data, const hla_kernel_info *info) {
+    const hla_hadamard_problem *problem = &data->problem;
+    bool special = problem->dtype == HLA_BF16 && !problem->causal && !problem->stateful;
+    if (!special && !hadamard_takes_all(info)) return false;
     bool any = info->form == HLA_FORM_STATE || strcmp(info->name, "reference") == 0;
     return info->runs_here && (any || !data->problem.stateful);
 }

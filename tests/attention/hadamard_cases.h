@@ -93,6 +93,10 @@ void hadamard_answer(hadamard_data *data);
 hla_status hadamard_run(hla_context *context, hadamard_data *data, const char *kernel);
 hla_status hadamard_run_backward(hla_context *context, hadamard_data *data, const char *kernel);
 
+/* Whether a kernel runs here and takes problems of every type and mode (but states): that of AVX512-BF16 only takes
+ * bidirectional bfloat16 without states. */
+bool hadamard_takes_all(const hla_kernel_info *info);
+
 /* Whether a kernel runs here and takes the case: those of the quadratic form take no states. */
 bool hadamard_takes(const hadamard_data *data, const hla_kernel_info *info);
 

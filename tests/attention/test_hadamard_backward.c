@@ -188,7 +188,7 @@ static void test_quadratic_kernels(void **unused) {
     hadamard_data data = hadamard_make_backward(&c, HLA_F32, true, 60);
     hla_kernel_info info;
     for (int i = 1; hla_hadamard_kernel(i, &info); i++) {
-        if (!info.runs_here || info.form == HLA_FORM_STATE) continue;
+        if (!hadamard_takes_all(&info) || info.form == HLA_FORM_STATE) continue;
         backward_or_fail(context, &data, info.name, "quadratic");
         hadamard_check(&data, DV, HADAMARD_OUTPUTS, "quadratic");
     }
@@ -233,7 +233,7 @@ static void test_threads(void **unused) {
     hla_kernel_info info;
     for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
         for (int i = 1; hla_hadamard_kernel(i, &info); i++) {
-            if (info.runs_here && info.form == HLA_FORM_STATE) check_threads(&cases[c], info.name, contexts);
+            if (hadamard_takes_all(&info) && info.form == HLA_FORM_STATE) check_threads(&cases[c], info.name, contexts);
         }
     }
     static const hadamard_case small = {2, 2, 9, 11, 3, 2, {3, 4}, LAYOUT_BTHD, STATEFUL | CAUSAL};

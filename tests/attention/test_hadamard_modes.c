@@ -35,7 +35,7 @@ static void each_kernel(void (*check)(hla_context *context, const char *kernel, 
     hla_kernel_info info;
     for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
         bool stateful = info.form == HLA_FORM_STATE || i == 0;
-        if (info.runs_here && (stateful || !stateful_only)) check(context, info.name, stateful);
+        if (hadamard_takes_all(&info) && (stateful || !stateful_only)) check(context, info.name, stateful);
     }
     hla_context_free(context);
 }
@@ -460,7 +460,7 @@ static void test_far_apart(void **unused) {
     hla_context *context = make_context(2);
     hla_kernel_info info;
     for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
-        if (info.runs_here) check_far_apart(context, info.name, memory);
+        if (hadamard_takes_all(&info)) check_far_apart(context, info.name, memory);
     }
     hla_context_free(context);
     munmap(memory, bytes);

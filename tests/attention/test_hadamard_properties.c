@@ -29,7 +29,7 @@ static void each_kernel(void (*check)(hla_context *context, const char *kernel))
     hla_context *context = make_context(2);
     hla_kernel_info info;
     for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
-        if (info.runs_here) check(context, info.name);
+        if (hadamard_takes_all(&info)) check(context, info.name);
     }
     hla_context_free(context);
 }
@@ -226,7 +226,7 @@ static void test_threads(void **unused) {
     for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
         hadamard_data data = hadamard_make(&cases[c], HLA_F32, true, 11);
         for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
-            if (!info.runs_here) continue;
+            if (!hadamard_takes_all(&info)) continue;
             run_or_fail(contexts[0], &data, info.name);
             double *one = copy_output(&data);
             for (int threads = 2; threads <= 3; threads++) {
@@ -350,7 +350,7 @@ static void test_far_apart(void **unused) {
     hla_context *context = make_context(2);
     hla_kernel_info info;
     for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
-        if (info.runs_here) check_far_apart(info.name, context, memory);
+        if (hadamard_takes_all(&info)) check_far_apart(info.name, context, memory);
     }
     hla_context_free(context);
     munmap(memory, bytes);

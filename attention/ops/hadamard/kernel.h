@@ -39,12 +39,13 @@ extern const hla_hadamard_entry hla_hadamard_quadratic_baseline, hla_hadamard_st
 #if defined(__x86_64__)
 extern const hla_hadamard_entry hla_hadamard_quadratic_avx2, hla_hadamard_state_avx2;
 extern const hla_hadamard_entry hla_hadamard_quadratic_avx512, hla_hadamard_state_avx512;
+extern const hla_hadamard_entry hla_hadamard_state_avx512_bf16; /* bidirectional bfloat16 without states only */
 #elif defined(__aarch64__)
 extern const hla_hadamard_entry hla_hadamard_quadratic_neon, hla_hadamard_state_neon;
 #endif
 
-/* The kernel to use: problem->kernel, else the variable HLA_KERNEL, else the best of the wanted form that runs here
- * (HLA_FORM_AUTO: only a forced kernel is looked up, *kernel stays NULL without one). */
+/* The kernel to use: problem->kernel, else the variable HLA_KERNEL, else the best of the wanted form that runs here and
+ * takes the problem (HLA_FORM_AUTO: only a forced kernel is looked up, *kernel stays NULL without one). */
 hla_status hla_hadamard_choose(hla_context *context, const hla_hadamard_problem *problem, hla_form form,
                                const hla_hadamard_entry **kernel);
 
