@@ -246,7 +246,7 @@ static void test_create(void **unused) {
         {no_struct_size, "problem.struct_size", HLA_ERROR_ARGUMENT},
         {no_divisor, "problem.kv_heads", HLA_ERROR_ARGUMENT},
         {large_rank, "problem.rank[1]", HLA_ERROR_ARGUMENT},
-        {giant, "cannot be addressed", HLA_ERROR_UNSUPPORTED},
+        {giant, "overflows", HLA_ERROR_ARGUMENT},
     };
     setting *s = make_setting(false);
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
@@ -329,10 +329,10 @@ static void test_damage(void **unused) {
     save(s, saved);
     for (size_t i = 0; i < SAVED; i++) {
         for (int bit = 0; bit <= 8; bit++) {
-            unsigned char change = bit < 8 ? (unsigned char)(1 << bit) : 0xff;
-            saved[i] ^= change;
+            unsigned char change = (unsigned char)(bit < 8 ? 1 << bit : 0xff);
+            saved[i] = (unsigned char)(saved[i] ^ change);
             expect(s, hla_state_load(s->state, saved, SAVED), HLA_ERROR_ARGUMENT, "data ");
-            saved[i] ^= change;
+            saved[i] = (unsigned char)(saved[i] ^ change);
         }
     }
     for (size_t size = 0; size <= SAVED + 8; size++) {

@@ -115,7 +115,7 @@ hla_status hla_state_create(hla_context *context, const hla_hadamard_problem *pr
     if (!created) return hla_fail(context, HLA_ERROR_MEMORY, "out of memory for a state");
     created->context = context;
     status = set_up(created, problem);
-    if (status != HLA_OK) {
+    if (status != HLA_OK || !created->data) {
         hla_state_free(created);
         return status;
     }
@@ -135,10 +135,12 @@ hla_status hla_state_clone(hla_context *context, const hla_state *state, hla_sta
     if (!clone) return hla_fail(context, HLA_ERROR_ARGUMENT, "clone is NULL");
     *clone = NULL;
     if (!state) return hla_fail(context, HLA_ERROR_ARGUMENT, "state is NULL");
-    hla_status status = hla_state_create(context, &state->problem, clone);
-    if (status != HLA_OK) return status;
-    memcpy((*clone)->data, state->data, state->count * sizeof *state->data);
-    (*clone)->tokens = state->tokens;
+    hla_state *created = NULL;
+    hla_status status = hla_state_create(context, &state->problem, &created);
+    if (!created) return status;
+    memcpy(created->data, state->data, state->count * sizeof *state->data);
+    created->tokens = state->tokens;
+    *clone = created;
     return HLA_OK;
 }
 

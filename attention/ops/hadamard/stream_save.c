@@ -172,7 +172,7 @@ static hla_status check_saved(hla_context *context, const void *data, size_t siz
 
 hla_status hla_state_saved_problem(hla_context *context, const void *data, size_t size, hla_hadamard_problem *problem) {
     if (!problem) return hla_fail(context, HLA_ERROR_ARGUMENT, "problem is NULL");
-    header head;
+    header head = {0};
     hla_status status = check_saved(context, data, size, &head);
     if (status != HLA_OK) return status;
     hla_hadamard_problem_init(problem);
@@ -213,7 +213,7 @@ static hla_status check_same(const hla_state *state, const header *found) {
 
 hla_status hla_state_load(hla_state *state, const void *data, size_t size) {
     if (!state) return HLA_ERROR_ARGUMENT;
-    header head;
+    header head = {0};
     hla_status status = check_saved(state->context, data, size, &head);
     if (status == HLA_OK) status = check_same(state, &head);
     if (status != HLA_OK) return status;
