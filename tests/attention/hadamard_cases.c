@@ -36,6 +36,7 @@ const hadamard_case hadamard_cases[] = {
     {4, 1, 6, 31, 10, 1, {20}, LAYOUT_BHTD, LENGTHS},
     {1, 1, 128, 128, 32, 2, {24, 24}, LAYOUT_TRANSPOSED, 0},
     {2, 1, 4, 8300, 40, 2, {9, 13}, LAYOUT_BHTD, LENGTHS}, /* more than one chunk of keys */
+    {1, 1, 3, 8300, 5, 2, {8, 16}, LAYOUT_BTHD, 0},        /* the same where the state rank fills its blocks */
     /* causal: around one block of 128 tokens, a span of 512, two spans */
     {1, 1, 1, 1, 1, 2, {2, 3}, LAYOUT_BTHD, CAUSAL},
     {1, 2, 127, 127, 17, 2, {5, 7}, LAYOUT_BHTD, CAUSAL},
@@ -328,9 +329,9 @@ static hla_status run(hla_context *context, hadamard_data *data, const char *ker
         if (data->output[i].pages) poison(&data->output[i]);
     }
     size_t size = backward ? hla_hadamard_plan_backward_workspace(plan) : hla_hadamard_plan_workspace(plan);
-    void *workspace = size ? aligned_alloc(64, size) : NULL;
-    if (size && !workspace) abort();
-    if (size) memset(workspace, 0xff, size); /* NaN: nothing may be read that was not written */
+    /* between guard pages, and NaN: nothing may be read that was not written */
+    guarded workspace = {0};
+    if (size) workspace = guarded_make(HLA_F32, 1, 1, 1, (int64_t)(size / sizeof(float)), LAYOUT_BTHD);
     const hla_hadamard_inputs inputs = {.q_features = q,
                                         .k_features = k,
                                         .v = &data->v.view,
@@ -342,11 +343,11 @@ static hla_status run(hla_context *context, hadamard_data *data, const char *ker
                                               state_data(&data->output[D_INITIAL_STATE])};
     if (backward)
         status = hla_hadamard_backward(plan, &gradients, &data->d_out.view, state_data(&data->d_final_state), &inputs,
-                                       workspace, size);
+                                       workspace.view.data, size);
     else
         status = hla_hadamard_forward(plan, &data->output[OUT].view, state_data(&data->output[FINAL_STATE]), &inputs,
-                                      workspace, size);
-    free(workspace);
+                                      workspace.view.data, size);
+    guarded_free(&workspace);
     hla_hadamard_plan_free(plan);
     return status;
 }

@@ -50,6 +50,8 @@ SPOIL_PROBLEM(stateful_kernel, (p->stateful = true, p->kernel = "quadratic_basel
 SPOIL_PROBLEM(giant_causal_state,
               (p->causal = true, p->form = HLA_FORM_STATE, p->factors = 4,
                p->rank[0] = p->rank[1] = p->rank[2] = p->rank[3] = 256, p->value_dim = INT64_C(1) << 30))
+SPOIL_PROBLEM(giant_states, (p->stateful = true, p->factors = 4, p->kernel = "reference",
+                             p->rank[0] = p->rank[1] = p->rank[2] = p->rank[3] = 256, p->value_dim = INT64_C(1) << 30))
 
 static hla_hadamard_problem good_problem(void) {
     hla_hadamard_problem problem;
@@ -71,6 +73,7 @@ static void test_problem(void **unused) {
         {"problem.stateful needs the state form", HLA_ERROR_ARGUMENT, stateful_form},
         {"\"quadratic_baseline\" is not", HLA_ERROR_ARGUMENT, stateful_kernel},
         {"workspace", HLA_ERROR_UNSUPPORTED, giant_causal_state},
+        {"problem.stateful: the states' size", HLA_ERROR_ARGUMENT, giant_states},
     };
     hla_context *context = make_context(false);
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
@@ -262,6 +265,7 @@ SPOIL(d_initial_in_initial, a->in.initial_state = a->gradients.d_initial_state +
 SPOIL(d_initial_in_d_final, a->d_final_state = a->gradients.d_initial_state + 1)
 SPOIL(d_initial_in_dq, a->dq[0].data = a->gradients.d_initial_state)
 SPOIL(d_initial_in_v, a->v.data = a->gradients.d_initial_state)
+SPOIL(d_initial_in_d_out, a->d_out.data = a->gradients.d_initial_state)
 SPOIL(d_final_in_dv, a->d_final_state = a->dv.data)
 SPOIL(nan_d_out, set(&a->d_out, 0, 3, 1, 2, NAN))
 SPOIL(nan_v, set(&a->v, 0, 31, 0, 1, INFINITY))
@@ -350,6 +354,7 @@ static void test_backward(void **unused) {
         {"d_initial_state overlaps d_final_state", HLA_ERROR_ARGUMENT, d_initial_in_d_final},
         {"dq_features[0] overlaps d_initial_state", HLA_ERROR_ARGUMENT, d_initial_in_dq},
         {"d_initial_state overlaps v", HLA_ERROR_ARGUMENT, d_initial_in_v},
+        {"d_initial_state overlaps d_out", HLA_ERROR_ARGUMENT, d_initial_in_d_out},
         {"dv overlaps d_final_state", HLA_ERROR_ARGUMENT, d_final_in_dv},
     };
     static const bad_call finite[] = {
