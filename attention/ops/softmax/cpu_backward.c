@@ -280,9 +280,8 @@ static void scores_and_products(const layout *sizes, const head *own, const scra
 /* One row of scores: plus the bias, minus infinity for keys the row does not see; returns the largest. */
 static float finish_scores(float *scores, const float *bias, int64_t row, const extent *part) {
     hla_vector largest = hla_vector_set(-FLT_MAX);
-    for (int64_t j = part->visible + row; part->causal && j < part->padded; j++) {
-        if (j >= 0) scores[j] = -INFINITY;
-    }
+    for (int64_t j = hla_larger(part->visible + row, 0); part->causal && j < part->padded; j++)
+        scores[j] = -INFINITY;
     for (int64_t j = 0; j < part->padded; j += HLA_VECTOR_WIDTH) {
         hla_vector x = hla_vector_add(hla_vector_load(scores + j), hla_vector_load(bias + j));
         hla_vector_store(scores + j, x);
