@@ -14,9 +14,9 @@ const bench_method bench_methods[METHOD_COUNT] = {
 };
 
 const char *method_lacks(const bench_method *method, const bench_case *problem) {
-    bool quadratic = method->form == HLA_FORM_QUADRATIC;
+    bool quadratic = method->function == FUNCTION_HADAMARD && method->form == HLA_FORM_QUADRATIC;
     if (problem->backward && (quadratic || method->by_library)) return "has no backward pass";
-    if (problem->causal && (method->function == FUNCTION_SOFTMAX || method->by_library)) return "has no causal mode";
+    if (problem->causal && method->by_library) return "has no causal mode";
     if (problem->dtype == HLA_F16 && method->by_library) return "has no f16";
     return NULL;
 }
@@ -127,10 +127,12 @@ static hlv_status open_softmax(cli_session *session, hla_context *hla, const ben
     description.dim = problem->dim;
     description.value_dim = problem->value_dim;
     description.dtype = problem->dtype;
+    description.causal = problem->causal;
     description.kernel = kernel;
     hla_status status = hla_softmax_plan_create(hla, &description, &call->softmax);
     if (status != HLA_OK) return fail_operator(session, hla, status);
-    call->bytes = hla_softmax_plan_workspace(call->softmax);
+    call->bytes =
+        call->backward ? hla_softmax_plan_backward_workspace(call->softmax) : hla_softmax_plan_workspace(call->softmax);
     snprintf(call->kernel, sizeof call->kernel, "%s", hla_softmax_plan_kernel(call->softmax));
     return HLV_OK;
 }
@@ -171,6 +173,9 @@ hlv_status call_run(cli_session *session, hla_context *hla, bench_call *call) {
     hla_status status = HLA_OK;
     if (call->library != NULL)
         materialised_forward(call->library, &views->out, views->q, views->k, &views->v);
+    else if (call->softmax != NULL && call->backward)
+        status = hla_softmax_backward(call->softmax, &views->dq[0], &views->dk[0], &views->dv, &views->d_out,
+                                      &views->q[0], &views->k[0], &views->v, NULL, NULL, workspace, call->bytes);
     else if (call->softmax != NULL)
         status = hla_softmax_forward(call->softmax, &views->out, &views->q[0], &views->k[0], &views->v, NULL, NULL,
                                      workspace, call->bytes);

@@ -427,11 +427,11 @@ others() {
     python3 -c 'import xml.dom.minidom; xml.dom.minidom.parse("out/a.svg")' 2>>stderr || complain "out/a.svg is no XML"
     rm out/a.json out/a.svg
     # Both passes and modes: what a method lacks is left out, with a word.
-    expect 0 "softmax              has no" "$hla" bench attention --threads 1 --tokens 70 --heads 2 --dim 16 --rank 8 \
+    expect 0 "materialised         has no" "$hla" bench attention --threads 1 --tokens 70 --heads 2 --dim 16 --rank 8 \
         --repeat 1 --pass both --mode both --json out/a.json
     valid_json out/a.json 'all((r["pass"], r["mode"]) in [(p, m) for p in ("forward", "backward")
         for m in ("bidirectional", "causal")] and r["seconds"] > 0 for r in d["runs"]) and
-        sum(r["pass"] == "backward" for r in d["runs"]) >= 4'
+        sum(r["pass"] == "backward" for r in d["runs"]) == 6'
     rm out/a.json
     expect 0 "state_baseline" env HLA_KERNEL=state_baseline "$hla" bench attention --threads 1 --tokens 64 \
         --methods hadamard_state --repeat 1
