@@ -8,7 +8,7 @@ JOBS       ?= $(shell nproc)
 CONFIGURE  := cmake -S . -DCMAKE_INSTALL_PREFIX=$(PREFIX)
 CTEST      := ctest --output-on-failure -j $(JOBS) --test-dir
 
-.PHONY: all demo test test-fast test-full bench lint fuzz format install clean help
+.PHONY: all demo test test-fast test-full bench lint fuzz docs format install clean help
 
 all: ## build the command and the libraries into build/
 	@scripts/install-deps.sh build
@@ -20,8 +20,12 @@ demo: all ## turn a sentence into a short video: make demo [PROMPT="..."]
 	@mkdir -p $(OUT)
 	$(BUILD)/hla generate "$(PROMPT)" -o $(OUT)/demo.mp4
 
-ifdef SANITIZE
-test: ## everything checked: make test [TIER=fast] or [SANITIZE=1]
+ifeq ($(SANITIZE),thread)
+test:
+	@scripts/install-deps.sh test
+	@scripts/test-threads.sh build-thread
+else ifdef SANITIZE
+test: ## everything checked: make test [TIER=fast] or [SANITIZE=1], [SANITIZE=thread]
 	@scripts/install-deps.sh test
 	@$(CONFIGURE) -B build-sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DHLA_SANITIZE=address,undefined >/dev/null
 	@cmake --build build-sanitize -j $(JOBS) | tail -n 1
@@ -45,6 +49,9 @@ test-full:
 	@scripts/test-alone.sh build-alone
 	@scripts/test-aarch64.sh build-aarch64
 	@$(MAKE) --no-print-directory test SANITIZE=1
+	@scripts/test-threads.sh build-thread
+	@scripts/test-valgrind.sh $(BUILD)
+	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory fuzz
 	$(CTEST) $(BUILD)
 
@@ -60,8 +67,12 @@ lint: ## clang-tidy and cppcheck over the sources
 	@echo "lint: clean"
 
 SECONDS_EACH ?= 60
-fuzz: ## libFuzzer on the readers of untrusted files, 60 s each
+fuzz: ## libFuzzer on the readers of untrusted files and on libhla, 60 s each
 	@scripts/fuzz.sh $(SECONDS_EACH)
+
+docs: ## HTML and manual pages of libhla's functions, into build-docs/
+	@scripts/install-deps.sh docs
+	@scripts/docs.sh build-docs
 
 format: ## clang-format in place
 	@git ls-files '*.c' '*.h' | xargs clang-format -i
@@ -70,7 +81,7 @@ install: all ## install under PREFIX (DESTDIR is honoured)
 	@cmake --install $(BUILD)
 
 clean: ## remove every build folder
-	@rm -rf build build-sanitize build-alone build-aarch64 build-fuzz
+	@rm -rf build build-sanitize build-alone build-aarch64 build-fuzz build-thread build-docs
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -6,7 +6,7 @@ set -eu
 seconds="${1:-60}"
 root="$(cd "$(dirname "$0")/.." && pwd)"
 build="${2:-$root/build-fuzz}"
-targets="safetensors index config tokenizer"
+targets="safetensors index config tokenizer hla"
 
 CC=clang cmake -S "$root" -B "$build" -DHLA_FUZZ=ON -DHLA_TESTS=ON >/dev/null
 cmake --build "$build" -j "$(nproc)" --target fuzzers >/dev/null
@@ -15,8 +15,11 @@ mkdir -p "$build/findings"
 running=""
 for target in $targets; do
     mkdir -p "$build/corpus/$target"
-    OMP_NUM_THREADS=1 "$build/fuzz_$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=3000 -max_len=65536 \
-        -dict="$root/tests/fuzz/json.dict" -artifact_prefix="$build/findings/$target-" -print_final_stats=1 \
+    options="-dict=$root/tests/fuzz/json.dict -max_len=65536"
+    [ "$target" != hla ] || options="-max_len=512 -len_control=0"
+    # shellcheck disable=SC2086 # two options
+    OMP_NUM_THREADS=1 "$build/fuzz_$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=3000 \
+        $options -artifact_prefix="$build/findings/$target-" -print_final_stats=1 \
         "$build/corpus/$target" "$root/tests/fuzz/corpus/$target" >"$build/$target.log" 2>&1 &
     running="$running $target:$!"
 done

@@ -1,17 +1,20 @@
 #!/bin/sh
 # Installs the Debian packages that a task needs and this machine lacks; silent when nothing is missing.
-#     scripts/install-deps.sh build|demo|test|full
+#     scripts/install-deps.sh build|demo|docs|test|full
 set -eu
 packages="gcc libc6-dev cmake make pkg-config libdnnl-dev libjansson-dev zlib1g-dev libgomp1"
 case "${1:-build}" in
 build) ;;
 demo) packages="$packages ffmpeg" ;;
+docs) packages="doxygen" ;;
 test | full)
-    packages="$packages ffmpeg libcmocka-dev clang clang-tidy cppcheck libclang-rt-14-dev python3 bsdutils procps"
-    [ "$1" = test ] || packages="$packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static"
+    packages="$packages ffmpeg libcmocka-dev clang clang-tidy cppcheck libclang-rt-14-dev python3 bsdutils procps
+        libomp-dev binutils abigail-tools"
+    [ "$1" = test ] || packages="$packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
+        valgrind doxygen"
     ;;
 *)
-    echo "usage: install-deps.sh build|demo|test|full" >&2
+    echo "usage: install-deps.sh build|demo|docs|test|full" >&2
     exit 2
     ;;
 esac

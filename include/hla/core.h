@@ -54,12 +54,13 @@ typedef struct hla_context_options {
     bool check_finite;  /* scan inputs (keys beyond key_lengths aside) for NaN and infinity before each call */
 } hla_context_options;
 
+/* Defaults, and struct_size; NULL is fine. */
 HLA_API void hla_context_options_init(hla_context_options *options);
 HLA_API hla_status hla_context_create(hla_context **context,
                                       const hla_context_options *options); /* options may be NULL */
 HLA_API void hla_context_free(hla_context *context);                       /* NULL is fine */
 HLA_API const char *hla_context_error(const hla_context *context);         /* sentence of the last error, "" if none */
-HLA_API int hla_context_threads(const hla_context *context);
+HLA_API int hla_context_threads(const hla_context *context);               /* at least 1; 0 for NULL */
 
 /* A view of memory the caller owns. Four logical axes, strides in elements (64-bit, may be any order, so [B,T,H,X]
  * and [B,H,T,X] arrays both work in place). Axes are always named in the order b, t, h, x. Maps to DLPack one to one.
@@ -71,9 +72,12 @@ typedef struct hla_tensor {
     int64_t stride[4];
 } hla_tensor;
 
+/* The view of a contiguous [B,T,H,X] array. Checks nothing: calls check the views they get. */
 HLA_API hla_tensor hla_tensor_bthd(const void *data, hla_dtype dtype, int64_t b, int64_t t, int64_t h, int64_t x);
+/* The view of a contiguous [B,H,T,X] array. */
 HLA_API hla_tensor hla_tensor_bhtd(const void *data, hla_dtype dtype, int64_t b, int64_t t, int64_t h, int64_t x);
 
+/* "0.1.0": of the library that runs, which may be newer than the header. */
 HLA_API const char *hla_version(void);
 
 #ifdef __cplusplus

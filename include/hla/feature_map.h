@@ -46,6 +46,7 @@ typedef struct hla_feature_map_problem {
                            The environment variable HLA_FEATURE_MAP_KERNEL does the same. */
 } hla_feature_map_problem;
 
+/* Defaults, and struct_size; NULL is fine. */
 HLA_API void hla_feature_map_problem_init(hla_feature_map_problem *problem);
 
 typedef struct hla_feature_map_weights {
@@ -96,12 +97,14 @@ HLA_API hla_status hla_feature_map_backward(hla_context *context, const hla_feat
 HLA_API hla_status hla_feature_map_backward_workspace(hla_context *context, const hla_feature_map_problem *problem,
                                                       size_t *bytes);
 
-/* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
+/* An entry of the kernel table. */
 typedef struct hla_feature_map_kernel_info {
     const char *name;  /* "reference", "avx512", ... */
     bool runs_here;    /* this machine can execute it */
     const char *needs; /* the instruction sets it needs, "" for baseline */
 } hla_feature_map_kernel_info;
+
+/* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
 HLA_API bool hla_feature_map_kernel(int i, hla_feature_map_kernel_info *info);
 
 #ifdef __cplusplus

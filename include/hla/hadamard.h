@@ -63,6 +63,7 @@ typedef struct hla_hadamard_problem {
                                       The environment variable HLA_KERNEL does the same. */
 } hla_hadamard_problem;
 
+/* Defaults, and struct_size; NULL is fine. */
 HLA_API void hla_hadamard_problem_init(hla_hadamard_problem *problem);
 
 typedef struct hla_hadamard_plan hla_hadamard_plan;
@@ -71,10 +72,10 @@ typedef struct hla_hadamard_plan hla_hadamard_plan;
  * must outlive it; on an error *plan is NULL. */
 HLA_API hla_status hla_hadamard_plan_create(hla_context *context, const hla_hadamard_problem *problem,
                                             hla_hadamard_plan **plan);
-HLA_API void hla_hadamard_plan_free(hla_hadamard_plan *plan);              /* NULL is fine */
-HLA_API size_t hla_hadamard_plan_workspace(const hla_hadamard_plan *plan); /* bytes, 64-byte aligned; may be 0 */
-HLA_API hla_form hla_hadamard_plan_form(const hla_hadamard_plan *plan);
-HLA_API const char *hla_hadamard_plan_kernel(const hla_hadamard_plan *plan);
+HLA_API void hla_hadamard_plan_free(hla_hadamard_plan *plan);                /* NULL is fine */
+HLA_API size_t hla_hadamard_plan_workspace(const hla_hadamard_plan *plan);   /* bytes, 64-byte aligned; may be 0 */
+HLA_API hla_form hla_hadamard_plan_form(const hla_hadamard_plan *plan);      /* the form chosen, for the forward pass */
+HLA_API const char *hla_hadamard_plan_kernel(const hla_hadamard_plan *plan); /* name of its kernel */
 HLA_API const char *hla_hadamard_plan_explain(const hla_hadamard_plan *plan); /* a sentence or two, owned by the plan */
 
 /* What a call reads; members that are not used stay zero. All tensors are of problem.dtype, have any strides and belong
@@ -118,13 +119,15 @@ HLA_API hla_status hla_hadamard_backward(const hla_hadamard_plan *plan, const hl
                                          const hla_hadamard_inputs *inputs, void *workspace, size_t workspace_size);
 HLA_API size_t hla_hadamard_plan_backward_workspace(const hla_hadamard_plan *plan); /* bytes, 64-byte aligned */
 
-/* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
+/* An entry of the kernel table. */
 typedef struct hla_kernel_info {
     const char *name; /* e.g. "reference", "state_avx512", "quadratic_avx2" */
     hla_form form;
     bool runs_here;    /* this machine can execute it */
     const char *needs; /* the instruction sets it needs, "" for baseline */
 } hla_kernel_info;
+
+/* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
 HLA_API bool hla_hadamard_kernel(int i, hla_kernel_info *info);
 
 #ifdef __cplusplus

@@ -37,6 +37,7 @@ typedef struct hla_softmax_problem {
                            The environment variable HLA_SOFTMAX_KERNEL does the same. */
 } hla_softmax_problem;
 
+/* Defaults, and struct_size; NULL is fine. */
 HLA_API void hla_softmax_problem_init(hla_softmax_problem *problem);
 
 typedef struct hla_softmax_plan hla_softmax_plan;
@@ -77,12 +78,14 @@ HLA_API hla_status hla_softmax_backward(const hla_softmax_plan *plan, const hla_
                                         const float *key_bias, void *workspace, size_t workspace_size);
 HLA_API size_t hla_softmax_plan_backward_workspace(const hla_softmax_plan *plan); /* bytes, 64-byte aligned */
 
-/* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
+/* An entry of the kernel table. */
 typedef struct hla_softmax_kernel_info {
     const char *name;  /* "reference", "avx512", ... */
     bool runs_here;    /* this machine can execute it */
     const char *needs; /* the instruction sets it needs, "" for baseline */
 } hla_softmax_kernel_info;
+
+/* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
 HLA_API bool hla_softmax_kernel(int i, hla_softmax_kernel_info *info);
 
 #ifdef __cplusplus

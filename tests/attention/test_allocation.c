@@ -59,6 +59,7 @@ void __wrap_free(void *block) {
 enum { TOKENS = 5, HEADS = 2, WIDTH = 3, COUNT = TOKENS * HEADS * WIDTH };
 
 static hla_context *context; /* NULL in the case that creates one */
+static hla_state *original;  /* what call_clone clones */
 static float in[COUNT], weight[HEADS * WIDTH * WIDTH], out[COUNT];
 
 /* A call, and the release of what it made; *made tells whether it handed something out. */
@@ -108,15 +109,39 @@ static hla_status call_feature_map(bool *made) {
     return status;
 }
 
+/* Created, and given more tokens than a first call had. */
+static hla_status call_state(bool *made) {
+    hla_hadamard_problem problem;
+    hla_hadamard_problem_init(&problem);
+    problem.heads = HEADS, problem.value_dim = problem.rank[0] = WIDTH;
+    hla_state *state = (hla_state *)in;
+    hla_status status = hla_state_create(context, &problem, &state);
+    hla_tensor rows = hla_tensor_bthd(in, HLA_F32, 1, TOKENS, HEADS, WIDTH), first = rows, result = rows;
+    first.shape[1] = 1, result.data = out;
+    memset(out, 0xff, sizeof out);
+    if (status == HLA_OK) status = hla_state_append(state, &first, &first);
+    if (status == HLA_OK) status = hla_state_step(state, &result, &rows, &rows, &rows);
+    *made = isfinite(out[0]);
+    hla_state_free(state);
+    return status;
+}
+
+static hla_status call_clone(bool *made) {
+    hla_state *clone = (hla_state *)in;
+    hla_status status = hla_state_clone(context, original, &clone);
+    *made = clone != NULL;
+    hla_state_free(clone);
+    return status;
+}
+
 static const struct allocating {
     const char *name;
     call *run;
     bool with_context;
 } calls[] = {
-    {"hla_context_create", call_context, false},
-    {"hla_hadamard_plan_create", call_hadamard_plan, true},
-    {"hla_softmax_plan_create", call_softmax_plan, true},
-    {"hla_feature_map_forward", call_feature_map, true},
+    {"hla_context_create", call_context, false},          {"hla_hadamard_plan_create", call_hadamard_plan, true},
+    {"hla_softmax_plan_create", call_softmax_plan, true}, {"hla_feature_map_forward", call_feature_map, true},
+    {"hla_state_create, append, step", call_state, true}, {"hla_state_clone", call_clone, true},
 };
 
 /* Runs it with the n-th allocation failing (none if n is negative); returns how many it made. */
@@ -137,6 +162,11 @@ static int check(const struct allocating *c, int n) {
 
 static void test_every_allocation_fails_once(void **state) {
     (void)state;
+    hla_context *owner = context_with(1, false);
+    hla_hadamard_problem problem;
+    hla_hadamard_problem_init(&problem);
+    problem.heads = HEADS, problem.value_dim = problem.rank[0] = WIDTH;
+    assert_int_equal(hla_state_create(owner, &problem, &original), HLA_OK);
     for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++) {
         context = calls[i].with_context ? context_with(1, false) : NULL;
         int count = check(&calls[i], -1);
@@ -147,6 +177,8 @@ static void test_every_allocation_fails_once(void **state) {
         hla_context_free(context);
         context = NULL;
     }
+    hla_state_free(original);
+    hla_context_free(owner);
 }
 
 int main(void) {
