@@ -261,30 +261,38 @@ static void make_key_panel(const geometry *g, const scratch *own, int64_t first,
     }
 }
 
+/* A token's row of a panel, added to sum. inner_rank is a constant. */
+HLA_INLINE void make_panel_row(float *restrict panel, const float *restrict outer, const float *restrict inner,
+                               int64_t inner_rank, hla_vector *sum) {
+    HLA_UNROLL(8)
+    for (int f = 0; f < FEATURES; f += HLA_VECTOR_WIDTH) {
+        hla_vector x = hla_vector_set(outer[f / inner_rank]), y = hla_vector_load(inner + f % inner_rank);
+        hla_vector product = hla_vector_multiply(x, y);
+        sum[f / HLA_VECTOR_WIDTH] = hla_vector_add(sum[f / HLA_VECTOR_WIDTH], product);
+        hla_vector_store(panel + f, product);
+    }
+}
+
 /* A whole panel at once, and its column sums added to z, for inner ranks that are whole vectors and divide FEATURES or
- * are divided by it; inner_rank is a constant. */
+ * are divided by it. Even and odd tokens have sums of their own, so that two chains of additions hide their latency. */
 HLA_INLINE void make_whole_panel(const geometry *g, const scratch *own, int64_t inner_rank, int64_t first,
                                  int64_t tokens, float *sums) {
     enum { VECTORS = FEATURES / HLA_VECTOR_WIDTH };
+    int64_t outer_row = g->folded.outer, inner_row = g->inner_row, t = 0;
     const float *outer = own->outer + first / inner_rank, *inner = own->inner + first % inner_rank;
     float *panel = own->panel;
-    hla_vector sum[VECTORS];
+    hla_vector even[VECTORS], odd[VECTORS];
     HLA_UNROLL(8)
     for (int v = 0; v < VECTORS; v++)
-        sum[v] = hla_vector_load(sums + v * HLA_VECTOR_WIDTH);
-    for (int64_t t = 0; t < tokens; t++, outer += g->folded.outer, inner += g->inner_row, panel += STATE_ROW) {
-        HLA_UNROLL(8)
-        for (int v = 0; v < VECTORS; v++) {
-            int64_t f = v * HLA_VECTOR_WIDTH;
-            hla_vector x = hla_vector_set(outer[f / inner_rank]), y = hla_vector_load(inner + f % inner_rank);
-            hla_vector product = hla_vector_multiply(x, y);
-            sum[v] = hla_vector_add(sum[v], product);
-            hla_vector_store(panel + f, product);
-        }
+        even[v] = odd[v] = hla_vector_zero();
+    for (; t + 1 < tokens; t += 2, outer += 2 * outer_row, inner += 2 * inner_row, panel += 2 * STATE_ROW) {
+        make_panel_row(panel, outer, inner, inner_rank, even);
+        make_panel_row(panel + STATE_ROW, outer + outer_row, inner + inner_row, inner_rank, odd);
     }
+    if (t < tokens) make_panel_row(panel, outer, inner, inner_rank, even);
     HLA_UNROLL(8)
     for (int v = 0; v < VECTORS; v++)
-        hla_vector_store(sums + v * HLA_VECTOR_WIDTH, sum[v]);
+        hla_tile_finish(sums + v * HLA_VECTOR_WIDTH, hla_vector_add(even[v], odd[v]), HLA_TILE_ADD);
 }
 
 /* z[0 ... count) += column sums of the panel, in whole vectors. Two tokens at a time keep the adders busy. */
