@@ -503,8 +503,8 @@ static void run(const hla_hadamard_call *call) {
     hla_arena arena = {.base = call->workspace};
     plan carved = carve(&arena, call->problem, call->threads);
     const plan *p = &carved;
-    int64_t inner = hla_larger(p->cut.ranges, SPAN_BLOCKS);
-#pragma omp parallel num_threads(hla_team_size(call->threads, p->cut.wave * p->cut.group, inner))
+#pragma omp parallel num_threads(                                                                                      \
+    hla_team_size(call->threads, p->cut.wave * p->cut.group, hla_larger(p->cut.ranges, SPAN_BLOCKS)))
     {
         own_memory own = own_of_thread(p);
         for (int64_t wave = 0; wave < p->cut.waves; wave++) {

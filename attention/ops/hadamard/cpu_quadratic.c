@@ -136,8 +136,8 @@ static void run(const hla_hadamard_call *call) {
     hla_arena arena = {.base = call->workspace};
     plan carved = carve(&arena, problem, call->threads);
     const plan *p = &carved;
-    int64_t inner = hla_larger(p->key_blocks, p->query_blocks);
-#pragma omp parallel num_threads(hla_team_size(call->threads, problem->heads, inner))
+#pragma omp parallel num_threads(                                                                                      \
+    hla_team_size(call->threads, problem->heads, hla_larger(p->key_blocks, p->query_blocks)))
     {
         scratch own = scratch_of_thread(p);
 #pragma omp for schedule(dynamic, 1)

@@ -357,7 +357,7 @@ static void write_factors(const geometry *g, const float *row, int first, int la
         length *= rank;
     }
     for (int64_t f = 0; f < length; f++) {
-        int64_t index[HLA_MAX_FACTORS], rest = f;
+        int64_t index[HLA_MAX_FACTORS] = {0}, rest = f;
         for (int p = last - 1; p >= first; p--) {
             index[p] = rest % g->problem->rank[order[p]];
             rest /= g->problem->rank[order[p]];

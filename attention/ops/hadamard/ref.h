@@ -84,7 +84,7 @@ static inline void contract(double *const *to, const double *dphi, const hla_ten
                             const hla_hadamard_problem *problem, int64_t b, int64_t t, int64_t h) {
     int64_t rank = hla_hadamard_state_rank(problem);
     for (int64_t f = 0; f < rank; f++) {
-        int64_t index[HLA_MAX_FACTORS], rest = f;
+        int64_t index[HLA_MAX_FACTORS] = {0}, rest = f;
         for (int p = problem->factors - 1; p >= 0; p--) {
             index[p] = rest % problem->rank[p];
             rest /= problem->rank[p];

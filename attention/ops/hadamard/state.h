@@ -375,7 +375,7 @@ static void build_block(const geometry *g, scratch *own, float *state, float *su
 
 /* Where feature f of the folded order begins in the caller's array. */
 static int64_t caller_feature(const geometry *g, int64_t feature) {
-    int64_t index[HLA_MAX_FACTORS], place = 0;
+    int64_t index[HLA_MAX_FACTORS] = {0}, place = 0;
     for (int p = g->folded.factors - 1; p >= 0; p--) {
         int64_t rank = g->problem->rank[g->folded.order[p]];
         index[g->folded.order[p]] = feature % rank;

@@ -83,12 +83,12 @@ static layout lay_out(hla_arena *arena, const hla_hadamard_problem *problem, int
 static void expand(float *restrict phi, const float *restrict factors, const hla_hadamard_problem *problem,
                    int64_t first, int64_t count) {
     int last = problem->factors - 1;
-    const float *row[HLA_MAX_FACTORS];
+    const float *row[HLA_MAX_FACTORS] = {0};
     for (int p = 0; p <= last; p++) {
         row[p] = factors;
         factors += problem->rank[p];
     }
-    int64_t digit[HLA_MAX_FACTORS];
+    int64_t digit[HLA_MAX_FACTORS] = {0};
     for (int p = last; p >= 0; p--) {
         digit[p] = first % problem->rank[p];
         first /= problem->rank[p];
