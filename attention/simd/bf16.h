@@ -57,9 +57,9 @@ HLA_INLINE hla_vector hla_pairs_dot(hla_pairs x, hla_pairs y, hla_vector sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y);
 }
 
-/* The first `count` of 16 lanes, all of them from 16 on. */
+/* The first `count` of 16 lanes, count < 16. */
 HLA_INLINE __mmask16 hla_lanes(int64_t count) {
-    return count >= HLA_VECTOR_WIDTH ? (__mmask16)0xffff : (__mmask16)((1u << (count > 0 ? count : 0)) - 1);
+    return _cvtu32_mask16((1u << count) - 1u);
 }
 
 /* Arguments as those of hla_tile. The rows of C that it adds to are asked for before the sums begin. */
