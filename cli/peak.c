@@ -71,7 +71,7 @@ static const struct {
 #if defined(__x86_64__)
     [PEAK_AVX2] = {"AVX2 FMA", "avx2", probe_avx2, 2 * 8 * CHAINS_16},
     [PEAK_AVX512] = {"AVX-512 FMA", "avx512", probe_avx512, 2 * 16 * CHAINS_32},
-    [PEAK_AVX512_BF16] = {"AVX-512 BF16 dot product", "avx512bf16", probe_avx512_bf16, 4 * 16 * CHAINS_32},
+    [PEAK_AVX512_BF16] = {"AVX-512 BF16 dot product", "avx512_bf16", probe_avx512_bf16, 4 * 16 * CHAINS_32},
 #elif defined(__aarch64__)
     [PEAK_NEON] = {"NEON FMA", "neon", probe_neon, 2 * 4 * CHAINS_32},
 #endif

@@ -6,8 +6,11 @@ root="$(cd "$(dirname "$0")/.." && pwd)"
 build="$1"
 
 CC=clang cmake -S "$root/attention" -B "$build" -DCMAKE_INSTALL_LIBDIR=lib >/dev/null
-cmake --build "$build" -j "$(nproc)" | tail -n 1
-ctest --output-on-failure -j "$(nproc)" --test-dir "$build" | tail -n 4
+# Not through a pipe, which would hide a failure.
+log="$build/alone.log"
+cmake --build "$build" -j "$(nproc)" >"$log" 2>&1 || { cat "$log"; exit 1; }
+ctest --output-on-failure -j "$(nproc)" --test-dir "$build" >"$log" 2>&1 || { cat "$log"; exit 1; }
+tail -n 4 "$log"
 rm -rf "$build/prefix"
 cmake --install "$build" --prefix "$PWD/$build/prefix" >/dev/null
 

@@ -1,6 +1,16 @@
 /* Probes the instruction sets of isa.h. The compiler's support library asks CPUID and, by XGETBV, the system. */
 #include "attention/simd/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* clang 14's support library does not know the bit. The system saves what AVX-512 needs, or neither is there. */
+static bool has_avx512_bf16(void) {
+    unsigned int a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1u) != 0;
+}
+#endif
+
 bool hla_isa_runs(hla_isa isa) {
     if (isa == HLA_ISA_BASELINE) return true;
 #if defined(__x86_64__)
@@ -10,7 +20,7 @@ bool hla_isa_runs(hla_isa isa) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     }
-    if (isa == HLA_ISA_AVX512_BF16) return hla_isa_runs(HLA_ISA_AVX512) && __builtin_cpu_supports("avx512bf16");
+    if (isa == HLA_ISA_AVX512_BF16) return hla_isa_runs(HLA_ISA_AVX512) && has_avx512_bf16();
 #elif defined(__aarch64__)
     if (isa == HLA_ISA_NEON) return true;
 #endif
