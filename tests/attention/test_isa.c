@@ -258,11 +258,11 @@ static void test_tables_and_machine_agree(void **unused) {
     for (int i = 1; hla_hadamard_kernel(i, &info); i++) {
         const char *suffix = strchr(info.name, '_');
         assert_non_null(suffix);
-        const instruction_set *set = sets;
-        while (set < sets + SETS && strcmp(set->name, suffix + 1) != 0)
-            set++;
-        if (strcmp(bf16.name, suffix + 1) == 0) set = &bf16;
-        if (set == sets + SETS) fail_msg("%s is of an instruction set without a row in this test", info.name);
+        const instruction_set *set = strcmp(bf16.name, suffix + 1) == 0 ? &bf16 : NULL;
+        for (int known = 0; known < SETS; known++) {
+            if (strcmp(sets[known].name, suffix + 1) == 0) set = &sets[known];
+        }
+        if (!set) fail_msg("%s is of an instruction set without a row in this test", info.name);
         assert_int_equal(info.runs_here, machine_runs(set));
     }
 }
