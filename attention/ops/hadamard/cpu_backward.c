@@ -1,8 +1,10 @@
 /* The backward pass, in state form. With hats for vectors that carry the denominator's column,
  *
  *     ghat_i = [w_i g_i ; -w_i (g_i . out_i)]     w_i = 1 / (d_i + epsilon)      or [scale g_i ; 0] un-normalised
- *     S = sum_j phi_j (x) [v_j ; 1]               G = sum_i phi_i (x) ghat_i     over those that a token sees or is
- * seen by dphi_i = S ghat_i        dphi_j = G [v_j ; 1]        dv_j = phi_j . G, first V columns
+ *     S = sum_j phi_j (x) [v_j ; 1]               G = sum_i phi_i (x) ghat_i
+ *     dphi_i = S ghat_i                           dphi_j = G [v_j ; 1]           dv_j = phi_j . G, first V columns
+ *
+ * where sums go over what a token sees or is seen by.
  *
  * First pass: S is made as in the forward pass; each query block is contracted with it, which gives d_i and g_i . n_i
  * on the way, and from these w_i and ghat_i. G is summed from them, and the second pass contracts it with the keys. In
@@ -17,57 +19,44 @@
 
 #include <omp.h>
 
-/* States of the pairs of a wave. */
-typedef struct states {
-    float *state, *sums; /* [wave] */
-} states;
-
 typedef struct plan {
     const hla_hadamard_problem *problem;
     geometry g;
     spans cut;
-    int64_t weight_tokens;              /* queries a head whose weights are kept: of a span, or, causal, all */
-    states forward, backward;           /* S and G; in a causal sequence G takes the place of S */
-    float *weights, *products;          /* [wave][group][weight_tokens]: w_i, and -w_i (g_i . out_i) */
-    float *partial;                     /* [wave][group][ranges][blocks of a span] */
-    char *scratch;                      /* [threads][scratch_size] */
-    int64_t partial_size, scratch_size; /* floats, bytes */
+    int64_t weight_tokens;     /* queries a head whose weights are kept: of a span, or, causal, all */
+    states forward, backward;  /* S and G; in a causal sequence G takes the place of S */
+    float *weights, *products; /* [wave][group][weight_tokens]: w_i, and -w_i (g_i . out_i) */
+    partials partial;
+    char *scratch;        /* [threads][scratch_size] */
+    int64_t scratch_size; /* bytes */
 } plan;
 
 /* Of one thread. */
 typedef struct own_memory {
     scratch block;
     gradient_scratch gradient;
-    float *sums; /* like one partial */
+    float *sums; /* like one piece of the partial sums */
 } own_memory;
 
 static own_memory carve_own(hla_arena *arena, const plan *p) {
     own_memory own = {.block = carve_scratch(arena, &p->g), .gradient = carve_gradient(arena, &p->g)};
-    own.sums = hla_arena_take(arena, p->partial_size, sizeof(float));
+    own.sums = hla_arena_take(arena, p->partial.size, sizeof(float));
     return own;
-}
-
-static states carve_states(hla_arena *arena, const plan *p) {
-    states taken;
-    taken.state = hla_arena_take(arena, saturating_product(p->cut.wave, p->g.state_size), sizeof(float));
-    taken.sums = hla_arena_take(arena, saturating_product(p->cut.wave, p->g.sum_size), sizeof(float));
-    return taken;
 }
 
 static plan carve(hla_arena *arena, const hla_hadamard_problem *problem, int threads) {
     plan p = {.problem = problem, .g = make_geometry(problem)};
     /* queries: sums of u and of z; keys: sums of u and the values' gradient */
-    p.partial_size = fold_size(&p.g) + hla_larger(fold_size(&p.g), value_size(&p.g));
+    int64_t piece = fold_size(&p.g) + hla_larger(fold_size(&p.g), value_size(&p.g));
     p.weight_tokens = problem->causal ? problem->queries : SPAN_BLOCKS * TOKENS;
     int64_t state = p.g.state_size < INT64_MAX / 4 ? 2 * (p.g.state_size + p.g.sum_size) : INT64_MAX;
-    p.cut = cut_spans(&p.g, state, p.partial_size, 0);
-    p.forward = carve_states(arena, &p);
-    p.backward = problem->causal ? p.forward : carve_states(arena, &p);
+    p.cut = cut_spans(&p.g, state, piece, 0);
+    p.forward = take_states(arena, &p.g, &p.cut);
+    p.backward = problem->causal ? p.forward : take_states(arena, &p.g, &p.cut);
     int64_t weights = saturating_product(p.cut.wave * p.cut.group, p.weight_tokens);
     p.weights = hla_arena_take(arena, weights, sizeof(float));
     p.products = hla_arena_take(arena, weights, sizeof(float));
-    int64_t partials = p.cut.wave * p.cut.group * p.cut.ranges * SPAN_BLOCKS;
-    p.partial = hla_arena_take(arena, saturating_product(partials, p.partial_size), sizeof(float));
+    p.partial = take_partials(arena, &p.cut, piece);
     hla_arena measured = {0};
     carve_own(&measured, &p);
     arena->overflow |= measured.overflow;
@@ -81,34 +70,15 @@ static own_memory own_of_thread(const plan *p) {
     return carve_own(&mine, p);
 }
 
-static float *partial_of(const plan *p, const head_pair *pair, int64_t member, int64_t range, int64_t block) {
-    int64_t index = ((pair->slot * p->cut.group + member) * p->cut.ranges + range) * SPAN_BLOCKS + block;
-    return p->partial + index * p->partial_size;
-}
-
 /* Where the weights of a query head's token are kept. */
 static int64_t weight_place(const plan *p, const head_pair *pair, int64_t member, int64_t token) {
     return (pair->slot * p->cut.group + member) * p->weight_tokens + token % p->weight_tokens;
 }
 
-static token_rows key_rows(const hla_hadamard_call *call, const head_pair *pair, int64_t first, int64_t count) {
-    return (token_rows){.factors = call->in.k_features,
-                        .values = call->in.v,
-                        .b = pair->sequence.b,
-                        .h = pair->kv,
-                        .first = pair->sequence.key_first + first,
-                        .count = count};
-}
-
 /* Queries with the gradient of their output, not yet weighed. */
 static token_rows gradient_rows(const plan *p, const hla_hadamard_call *call, const head_pair *pair, int64_t member,
                                 int64_t first, int64_t count) {
-    return (token_rows){.factors = call->in.q_features,
-                        .values = call->out,
-                        .b = pair->sequence.b,
-                        .h = pair->kv * p->cut.group + member,
-                        .first = pair->sequence.query_first + first,
-                        .count = count};
+    return query_rows_of(call, pair, pair->kv * p->cut.group + member, call->out, first, count);
 }
 
 static token_rows weighed_rows(const plan *p, const hla_hadamard_call *call, const head_pair *pair, int64_t member,
@@ -127,7 +97,7 @@ typedef struct state_range {
 
 static state_range range_of(const plan *p, const states *of, const head_pair *pair, int64_t range) {
     int64_t first = range * p->cut.range;
-    return (state_range){of->state + pair->slot * p->g.state_size, of->sums + pair->slot * p->g.sum_size, range, first,
+    return (state_range){state_of(&p->g, of, pair), sums_of(&p->g, of, pair), range, first,
                          hla_smaller(first + p->cut.range, p->g.folded.state_rank)};
 }
 
@@ -157,7 +127,7 @@ static void contract_queries(const plan *p, const hla_hadamard_call *call, own_m
     int64_t count = block_count(pair->sequence.queries, token);
     for (int64_t member = 0; count > 0 && member < p->cut.group; member++) {
         token_rows rows = gradient_rows(p, call, pair, member, token, count);
-        float *to = partial_of(p, pair, member, range->index, block);
+        float *to = partial_of(&p->cut, &p->partial, pair, member, range->index, block);
         memset(to, 0, (size_t)(2 * fold_size(&p->g)) * sizeof(float));
         fold_sums z_sums = place_fold(&p->g, to + fold_size(&p->g));
         pack_lanes(&p->g, &own->gradient, &rows);
@@ -171,7 +141,7 @@ static void add_partials(const plan *p, own_memory *own, const head_pair *pair, 
                          int64_t floats, bool any) {
     memset(own->sums, 0, (size_t)floats * sizeof(float));
     for (int64_t range = 0; any && range < p->cut.ranges; range++)
-        add_floats(own->sums, partial_of(p, pair, member, range, block), floats);
+        add_floats(own->sums, partial_of(&p->cut, &p->partial, pair, member, range, block), floats);
 }
 
 /* From d and g . n of one panel's tokens: the weights, kept; and sums = w sums - w (g . out) z_sums. */
@@ -275,7 +245,7 @@ static void contract_keys(const plan *p, const hla_hadamard_call *call, own_memo
     int64_t count = block_count(pair->sequence.keys, token);
     if (count == 0) return;
     token_rows rows = key_rows(call, pair, token, count);
-    float *to = partial_of(p, pair, 0, range->index, block), *values = to + fold_size(&p->g);
+    float *to = partial_of(&p->cut, &p->partial, pair, 0, range->index, block), *values = to + fold_size(&p->g);
     memset(to, 0, (size_t)(fold_size(&p->g) + value_size(&p->g)) * sizeof(float));
     pack_lanes(&p->g, &own->gradient, &rows);
     contract_block(&p->g, &own->gradient, range->state, range->sums, range->first, range->last, count,

@@ -24,19 +24,18 @@ typedef struct plan {
     const hla_hadamard_problem *problem;
     geometry g;
     spans cut;
-    float *state;                       /* [wave] S */
-    float *sums;                        /* [wave] z */
-    float *partial;                     /* causal: [wave][group][ranges][blocks of a span] n, then d by lanes */
-    char *scratch;                      /* [threads][scratch_size] */
-    int64_t partial_size, scratch_size; /* floats, bytes */
+    states pairs;         /* of the wave */
+    partials partial;     /* causal: n, then d by lanes */
+    char *scratch;        /* [threads][scratch_size] */
+    int64_t scratch_size; /* bytes */
 } plan;
 
 /* Of one thread. */
 typedef struct own_memory {
     scratch block;
-    float *chunk_state, *chunk_sums; /* S and z of one range and one chunk of keys; only with more than CHUNK keys */
-    score_block scores;              /* causal */
-    float *packed;                   /* causal: a key block */
+    chunk_sums chunk;   /* only with more than CHUNK keys */
+    score_block scores; /* causal */
+    float *packed;      /* causal: a key block */
 } own_memory;
 
 static own_memory carve_own(hla_arena *arena, const plan *p) {
@@ -48,22 +47,18 @@ static own_memory carve_own(hla_arena *arena, const plan *p) {
         own.scores.sums = own.block.values;
         own.scores.denominators = own.block.denominators;
     } else if (problem->keys > CHUNK) {
-        own.chunk_state =
-            hla_arena_take(arena, saturating_product(p->cut.range / BLOCK, p->g.block_size), sizeof(float));
-        own.chunk_sums = hla_arena_take(arena, p->cut.range, sizeof(float));
+        own.chunk = take_chunk(arena, &p->g, &p->cut);
     }
     return own;
 }
 
 static plan carve(hla_arena *arena, const hla_hadamard_problem *problem, int threads) {
     plan p = {.problem = problem, .g = make_geometry(problem)};
-    p.partial_size = saturating_product(p.g.value_panels * HLA_TILE_COLUMNS + HLA_VECTOR_WIDTH, TOKENS);
+    int64_t piece = saturating_product(p.g.value_panels * HLA_TILE_COLUMNS + HLA_VECTOR_WIDTH, TOKENS);
     int64_t state = p.g.state_size < INT64_MAX / 2 ? p.g.state_size + p.g.sum_size : INT64_MAX;
-    p.cut = cut_spans(&p.g, state, problem->causal ? p.partial_size : 0, problem->causal ? 0 : threads);
-    p.state = hla_arena_take(arena, saturating_product(p.cut.wave, p.g.state_size), sizeof(float));
-    p.sums = hla_arena_take(arena, saturating_product(p.cut.wave, p.g.sum_size), sizeof(float));
-    int64_t partials = problem->causal ? p.cut.wave * p.cut.group * p.cut.ranges * SPAN_BLOCKS : 0;
-    p.partial = hla_arena_take(arena, saturating_product(partials, p.partial_size), sizeof(float));
+    p.cut = cut_spans(&p.g, state, problem->causal ? piece : 0, problem->causal ? 0 : threads);
+    p.pairs = take_states(arena, &p.g, &p.cut);
+    if (problem->causal) p.partial = take_partials(arena, &p.cut, piece);
     hla_arena measured = {0};
     carve_own(&measured, &p);
     arena->overflow |= measured.overflow;
@@ -77,75 +72,31 @@ static own_memory own_of_thread(const plan *p) {
     return carve_own(&mine, p);
 }
 
-static float *state_of(const plan *p, const head_pair *pair) {
-    return p->state + pair->slot * p->g.state_size;
-}
-
-static float *sums_of(const plan *p, const head_pair *pair) {
-    return p->sums + pair->slot * p->g.sum_size;
-}
-
-static token_rows key_rows(const hla_hadamard_call *call, const head_pair *pair, int64_t first, int64_t count) {
-    return (token_rows){.factors = call->in.k_features,
-                        .values = call->in.v,
-                        .b = pair->sequence.b,
-                        .h = pair->kv,
-                        .first = pair->sequence.key_first + first,
-                        .count = count};
-}
-
-static token_rows query_rows_of(const hla_hadamard_call *call, const head_pair *pair, int64_t h, int64_t first,
-                                int64_t count) {
-    return (token_rows){.factors = call->in.q_features,
-                        .b = pair->sequence.b,
-                        .h = h,
-                        .first = pair->sequence.query_first + first,
-                        .count = count};
-}
-
 static void load_initial(const plan *p, const hla_hadamard_call *call, const head_pair *pair, int64_t first,
                          int64_t last) {
     const float *from = call->in.initial_state;
     if (from) from += caller_state(&p->g, pair);
-    load_state(&p->g, state_of(p, pair), sums_of(p, pair), from, first, last);
+    load_state(&p->g, state_of(&p->g, &p->pairs, pair), sums_of(&p->g, &p->pairs, pair), from, first, last);
 }
 
 static void store_final(const plan *p, const hla_hadamard_call *call, const head_pair *pair, int64_t first,
                         int64_t last) {
     if (!call->final_state) return;
-    store_state(&p->g, call->final_state + caller_state(&p->g, pair), state_of(p, pair), sums_of(p, pair), first, last);
+    store_state(&p->g, call->final_state + caller_state(&p->g, pair), state_of(&p->g, &p->pairs, pair),
+                sums_of(&p->g, &p->pairs, pair), first, last);
 }
 
 /* ---- bidirectional ---- */
-
-/* Adds the chunk's S and z of features first ... last - 1 to the head's. */
-static void add_chunk(const geometry *g, const own_memory *own, float *state, float *sums, int64_t first,
-                      int64_t last) {
-    for (int64_t f = first; f < last; f += FEATURES) {
-        int64_t rows = hla_round_up(hla_smaller(FEATURES, last - f), HLA_TILE_ROWS);
-        for (int64_t panel = 0; panel < g->value_panels; panel++) {
-            int64_t offset = panel * BLOCK * HLA_TILE_COLUMNS;
-            add_floats(state_row(g, state, f) + offset, state_row(g, own->chunk_state, f - first) + offset,
-                       rows * HLA_TILE_COLUMNS);
-        }
-    }
-    add_floats(sums + first, own->chunk_sums, hla_round_up(last - first, HLA_VECTOR_WIDTH));
-}
-
-static void clear_chunk(const plan *p, const own_memory *own) {
-    memset(own->chunk_state, 0, (size_t)(p->cut.range / BLOCK * p->g.block_size) * sizeof(float));
-    memset(own->chunk_sums, 0, (size_t)p->cut.range * sizeof(float));
-}
 
 /* S and z of features first ... last - 1 (first a multiple of BLOCK), summed over all keys of a pair. */
 static void build_range(const plan *p, const hla_hadamard_call *call, own_memory *own, const head_pair *pair,
                         int64_t first, int64_t last) {
     const geometry *g = &p->g;
     int64_t keys = pair->sequence.keys, token = pair->sequence.key_first;
-    float *state = state_of(p, pair), *sums = sums_of(p, pair);
+    float *state = state_of(&p->g, &p->pairs, pair), *sums = sums_of(&p->g, &p->pairs, pair);
     load_initial(p, call, pair, first, last);
     for (int64_t chunk = 0; chunk < keys; chunk += CHUNK) {
-        if (chunk > 0) clear_chunk(p, own);
+        if (chunk > 0) clear_chunk(g, &p->cut, &own->chunk);
         for (int64_t key = chunk; key < hla_smaller(keys, chunk + CHUNK); key += TOKENS) {
             token_rows rows = key_rows(call, pair, key, hla_smaller(TOKENS, keys - key));
             pack_build(g, &own->block, &rows);
@@ -155,10 +106,10 @@ static void build_range(const plan *p, const hla_hadamard_call *call, own_memory
             if (chunk == 0) {
                 build_block(g, &own->block, state, sums, 0, first, last, &rows);
             } else {
-                build_block(g, &own->block, own->chunk_state, own->chunk_sums, first, first, last, &rows);
+                build_block(g, &own->block, own->chunk.state, own->chunk.sums, first, first, last, &rows);
             }
         }
-        if (chunk > 0) add_chunk(g, own, state, sums, first, last);
+        if (chunk > 0) add_chunk(g, &own->chunk, state, sums, first, last);
     }
     store_final(p, call, pair, first, last);
 }
@@ -168,7 +119,7 @@ static void query_block(const plan *p, const hla_hadamard_call *call, own_memory
                         int64_t first, int64_t next) {
     const geometry *g = &p->g;
     int64_t queries = pair->sequence.queries, token = pair->sequence.query_first;
-    token_rows rows = query_rows_of(call, pair, h, first, hla_smaller(TOKENS, queries - first));
+    token_rows rows = query_rows_of(call, pair, h, NULL, first, hla_smaller(TOKENS, queries - first));
     if (pair->sequence.keys == 0 && !call->in.initial_state) {
         write_zeros(call, rows.b, h, rows.first, rows.count);
         return;
@@ -176,7 +127,8 @@ static void query_block(const plan *p, const hla_hadamard_call *call, own_memory
     pack_query(g, &own->block, &rows);
     own->block.next = plan_ahead(g, &rows, token + next, token + hla_smaller(next + TOKENS, queries),
                                  query_steps(g, g->folded.state_rank, rows.count));
-    query_rows(g, &own->block, state_of(p, pair), sums_of(p, pair), 0, g->folded.state_rank, rows.count);
+    query_rows(g, &own->block, state_of(&p->g, &p->pairs, pair), sums_of(&p->g, &p->pairs, pair), 0,
+               g->folded.state_rank, rows.count);
     write_rows(call, own->block.values, TOKENS, own->block.denominators, rows.b, h, rows.first, rows.count);
 }
 
@@ -203,28 +155,23 @@ static void run_bidirectional(const plan *p, const hla_hadamard_call *call, own_
 
 /* ---- causal ---- */
 
-static float *partial_of(const plan *p, const head_pair *pair, int64_t member, int64_t range, int64_t block) {
-    int64_t index = ((pair->slot * p->cut.group + member) * p->cut.ranges + range) * SPAN_BLOCKS + block;
-    return p->partial + index * p->partial_size;
-}
-
 /* Goes through the span's blocks with one feature range: what the queries see of the keys before their block, then the
  * block's keys join S. */
 static void scan_range(const plan *p, const hla_hadamard_call *call, own_memory *own, const head_pair *pair,
                        int64_t span, int64_t range) {
     const geometry *g = &p->g;
     int64_t first = range * p->cut.range, last = hla_smaller(first + p->cut.range, g->folded.state_rank);
-    float *state = state_of(p, pair), *sums = sums_of(p, pair);
+    float *state = state_of(&p->g, &p->pairs, pair), *sums = sums_of(&p->g, &p->pairs, pair);
     if (span == 0) load_initial(p, call, pair, first, last);
     own->block.next = (ahead){0};
     for (int64_t block = 0; block < SPAN_BLOCKS; block++) {
         int64_t token = (span * SPAN_BLOCKS + block) * TOKENS;
         int64_t queries = call->out ? hla_smaller(TOKENS, pair->sequence.queries - token) : 0;
         for (int64_t member = 0; queries > 0 && has_past(call, token) && member < p->cut.group; member++) {
-            token_rows rows = query_rows_of(call, pair, pair->kv * p->cut.group + member, token, queries);
+            token_rows rows = query_rows_of(call, pair, pair->kv * p->cut.group + member, NULL, token, queries);
             scratch target = own->block;
-            target.values = partial_of(p, pair, member, range, block);
-            target.denominators = target.values + p->partial_size - TOKENS * HLA_VECTOR_WIDTH;
+            target.values = partial_of(&p->cut, &p->partial, pair, member, range, block);
+            target.denominators = target.values + p->partial.size - TOKENS * HLA_VECTOR_WIDTH;
             pack_query(g, &target, &rows);
             query_rows(g, &target, state, sums, first, last, queries);
         }
@@ -250,7 +197,7 @@ static void finish_block(const plan *p, const hla_hadamard_call *call, own_memor
     memset(own->block.values, 0, (size_t)sums * sizeof(float));
     memset(own->block.denominators, 0, (size_t)lanes * sizeof(float));
     for (int64_t range = 0; has_past(call, token) && range < p->cut.ranges; range++) {
-        const float *from = partial_of(p, pair, member, range, block);
+        const float *from = partial_of(&p->cut, &p->partial, pair, member, range, block);
         add_floats(own->block.values, from, sums);
         add_floats(own->block.denominators, from + sums, lanes);
     }

@@ -24,8 +24,7 @@ typedef struct plan {
     geometry g;
     spans cut;
     bool rounds_query;
-    float *state;         /* [wave] S */
-    float *sums;          /* [wave] z */
+    states pairs;         /* of the wave */
     char *scratch;        /* [threads][scratch_size] */
     int64_t scratch_size; /* bytes */
 } plan;
@@ -33,8 +32,8 @@ typedef struct plan {
 /* Of one thread. */
 typedef struct own_memory {
     pair_scratch pairs;
-    scratch block;                   /* of the query */
-    float *chunk_state, *chunk_sums; /* S and z of one range and one chunk of keys; only with more than CHUNK keys */
+    scratch block;    /* of the query */
+    chunk_sums chunk; /* only with more than CHUNK keys */
 } own_memory;
 
 /* Each rounding, of phi_j, S, phi_i and the result, costs as much as the next where all terms have their signs by
@@ -47,11 +46,7 @@ static bool rounds_query(const geometry *g) {
 
 static own_memory carve_own(hla_arena *arena, const plan *p) {
     own_memory own = {.pairs = carve_pair_scratch(arena, &p->g), .block = carve_scratch(arena, &p->g)};
-    if (p->problem->keys > CHUNK) {
-        own.chunk_state =
-            hla_arena_take(arena, saturating_product(p->cut.range / BLOCK, p->g.block_size), sizeof(float));
-        own.chunk_sums = hla_arena_take(arena, hla_larger(p->cut.range, p->g.sum_size), sizeof(float));
-    }
+    if (p->problem->keys > CHUNK) own.chunk = take_chunk(arena, &p->g, &p->cut);
     return own;
 }
 
@@ -60,8 +55,7 @@ static plan carve(hla_arena *arena, const hla_hadamard_problem *problem, int thr
     int64_t state = p.g.state_size < INT64_MAX / 2 ? p.g.state_size + p.g.sum_size : INT64_MAX;
     p.rounds_query = rounds_query(&p.g);
     p.cut = cut_spans(&p.g, state, 0, threads);
-    p.state = hla_arena_take(arena, saturating_product(p.cut.wave, p.g.state_size), sizeof(float));
-    p.sums = hla_arena_take(arena, saturating_product(p.cut.wave, p.g.sum_size), sizeof(float));
+    p.pairs = take_states(arena, &p.g, &p.cut);
     hla_arena measured = {0};
     carve_own(&measured, &p);
     arena->overflow |= measured.overflow;
@@ -75,14 +69,6 @@ static own_memory own_of_thread(const plan *p) {
     return carve_own(&mine, p);
 }
 
-static float *state_of(const plan *p, const head_pair *pair) {
-    return p->state + pair->slot * p->g.state_size;
-}
-
-static float *sums_of(const plan *p, const head_pair *pair) {
-    return p->sums + pair->slot * p->g.sum_size;
-}
-
 /* Adds keys chunk ... chunk + CHUNK - 1 of a pair to features first ... last - 1 of state and sums, which begin with
  * feature `start`. */
 static void build_chunk(const plan *p, const hla_hadamard_call *call, own_memory *own, const head_pair *pair,
@@ -90,12 +76,7 @@ static void build_chunk(const plan *p, const hla_hadamard_call *call, own_memory
     const geometry *g = &p->g;
     int64_t keys = pair->sequence.keys, token = pair->sequence.key_first;
     for (int64_t key = chunk; key < hla_smaller(keys, chunk + CHUNK); key += PAIR_TOKENS) {
-        token_rows rows = {.factors = call->in.k_features,
-                           .values = call->in.v,
-                           .b = pair->sequence.b,
-                           .h = pair->kv,
-                           .first = token + key,
-                           .count = hla_smaller(PAIR_TOKENS, keys - key)};
+        token_rows rows = key_rows(call, pair, key, hla_smaller(PAIR_TOKENS, keys - key));
         pack_pairs(g, &own->pairs, &rows);
         int64_t next = key + PAIR_TOKENS;
         ahead following = plan_ahead(g, &rows, token + next, token + hla_smaller(next + PAIR_TOKENS, keys),
@@ -109,17 +90,15 @@ static void build_chunk(const plan *p, const hla_hadamard_call *call, own_memory
 static void build_range(const plan *p, const hla_hadamard_call *call, own_memory *own, const head_pair *pair,
                         int64_t first, int64_t last) {
     const geometry *g = &p->g;
-    float *state = state_of(p, pair), *sums = sums_of(p, pair), *range = state_row(g, state, first);
-    int64_t whole = hla_round_up(last - first, BLOCK);
+    float *state = state_of(&p->g, &p->pairs, pair), *sums = sums_of(&p->g, &p->pairs, pair);
     load_state(g, state, sums, NULL, first, last);
     build_chunk(p, call, own, pair, 0, state, sums, 0, first, last);
     for (int64_t chunk = CHUNK; chunk < pair->sequence.keys; chunk += CHUNK) {
-        load_state(g, own->chunk_state, own->chunk_sums, NULL, 0, whole);
-        build_chunk(p, call, own, pair, chunk, own->chunk_state, own->chunk_sums, first, first, last);
-        add_floats(range, own->chunk_state, whole / BLOCK * g->block_size);
-        add_floats(sums + first, own->chunk_sums, whole);
+        clear_chunk(g, &p->cut, &own->chunk);
+        build_chunk(p, call, own, pair, chunk, own->chunk.state, own->chunk.sums, first, first, last);
+        add_chunk(g, &own->chunk, state, sums, first, last);
     }
-    if (p->rounds_query) round_state(g, range, sums + first, last - first);
+    if (p->rounds_query) round_state(g, state_row(g, state, first), sums + first, last - first);
 }
 
 /* One query block; rows of the one at `next` are asked for meanwhile. */
@@ -127,11 +106,7 @@ static void query_block(const plan *p, const hla_hadamard_call *call, own_memory
                         int64_t first, int64_t next) {
     const geometry *g = &p->g;
     int64_t queries = pair->sequence.queries, token = pair->sequence.query_first;
-    token_rows rows = {.factors = call->in.q_features,
-                       .b = pair->sequence.b,
-                       .h = h,
-                       .first = token + first,
-                       .count = hla_smaller(TOKENS, queries - first)};
+    token_rows rows = query_rows_of(call, pair, h, NULL, first, hla_smaller(TOKENS, queries - first));
     if (pair->sequence.keys == 0) {
         write_zeros(call, rows.b, h, rows.first, rows.count);
         return;
@@ -140,9 +115,11 @@ static void query_block(const plan *p, const hla_hadamard_call *call, own_memory
     own->block.next = plan_ahead(g, &rows, token + next, token + hla_smaller(next + TOKENS, queries),
                                  query_steps(g, g->folded.state_rank, rows.count));
     if (p->rounds_query) {
-        query_pairs(g, &own->pairs, &own->block, state_of(p, pair), sums_of(p, pair), rows.count);
+        query_pairs(g, &own->pairs, &own->block, state_of(&p->g, &p->pairs, pair), sums_of(&p->g, &p->pairs, pair),
+                    rows.count);
     } else {
-        query_rows(g, &own->block, state_of(p, pair), sums_of(p, pair), 0, g->folded.state_rank, rows.count);
+        query_rows(g, &own->block, state_of(&p->g, &p->pairs, pair), sums_of(&p->g, &p->pairs, pair), 0,
+                   g->folded.state_rank, rows.count);
     }
     write_pair_rows(call, &own->block, &rows);
 }

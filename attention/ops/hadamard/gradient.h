@@ -156,9 +156,10 @@ static void contract_tile(float *restrict u, const float *restrict state, const 
     }
 }
 
-/* Adds to the sums of one panel what features first ... first + count - 1 of u contribute. */
-static void fold_gradients(const geometry *g, const float *u, int64_t first, int64_t count, const float *outer,
-                           const float *inner, float *outer_sums, float *inner_sums) {
+/* Adds to the sums of one panel what features first ... first + count - 1 contribute, whose gradients are u
+ * [count][COLUMNS] or, u being NULL, z[f] for all tokens. */
+HLA_INLINE void fold_gradients(const geometry *g, const float *u, const float *z, int64_t first, int64_t count,
+                               const float *outer, const float *inner, float *outer_sums, float *inner_sums) {
     int64_t o = first / g->folded.inner, i = first % g->folded.inner;
     for (int64_t done = 0; done < count; o++, i = 0) {
         int64_t width = hla_smaller(g->folded.inner - i, count - done);
@@ -168,29 +169,8 @@ static void fold_gradients(const geometry *g, const float *u, int64_t first, int
             hla_vector sum = hla_vector_load(outer_sum + lane);
             for (int64_t k = 0; k < width; k++) {
                 int64_t at = (i + k) * HLA_TILE_COLUMNS + lane;
-                hla_vector gradient = hla_vector_load(u + (done + k) * HLA_TILE_COLUMNS + lane);
-                sum = hla_vector_multiply_add(gradient, hla_vector_load(inner + at), sum);
-                hla_tile_finish(inner_sums + at, hla_vector_multiply(gradient, x), HLA_TILE_ADD);
-            }
-            hla_vector_store(outer_sum + lane, sum);
-        }
-        done += width;
-    }
-}
-
-/* The same with u_t[f] = z[f] for all tokens. */
-static void fold_sums_of_state(const geometry *g, const float *z, int64_t first, int64_t count, const float *outer,
-                               const float *inner, float *outer_sums, float *inner_sums) {
-    int64_t o = first / g->folded.inner, i = first % g->folded.inner;
-    for (int64_t done = 0; done < count; o++, i = 0) {
-        int64_t width = hla_smaller(g->folded.inner - i, count - done);
-        float *outer_sum = outer_sums + o * HLA_TILE_COLUMNS;
-        for (int64_t lane = 0; lane < HLA_TILE_COLUMNS; lane += HLA_VECTOR_WIDTH) {
-            hla_vector x = hla_vector_load(outer + o * HLA_TILE_COLUMNS + lane);
-            hla_vector sum = hla_vector_load(outer_sum + lane);
-            for (int64_t k = 0; k < width; k++) {
-                int64_t at = (i + k) * HLA_TILE_COLUMNS + lane;
-                hla_vector gradient = hla_vector_set(z[done + k]);
+                hla_vector gradient =
+                    u ? hla_vector_load(u + (done + k) * HLA_TILE_COLUMNS + lane) : hla_vector_set(z[done + k]);
                 sum = hla_vector_multiply_add(gradient, hla_vector_load(inner + at), sum);
                 hla_tile_finish(inner_sums + at, hla_vector_multiply(gradient, x), HLA_TILE_ADD);
             }
@@ -240,11 +220,11 @@ static void contract_block(const geometry *g, const gradient_scratch *own, float
                 contract_tile(own->gradients + row * HLA_TILE_COLUMNS, block + row * HLA_TILE_COLUMNS,
                               z_sums ? NULL : z + f + row, lane_values, width);
             }
-            fold_gradients(g, own->gradients, f, features, lane_outer, lane_inner, sums.outer + outer_at,
+            fold_gradients(g, own->gradients, NULL, f, features, lane_outer, lane_inner, sums.outer + outer_at,
                            sums.inner + inner_at);
             if (z_sums) {
-                fold_sums_of_state(g, z + f, f, features, lane_outer, lane_inner, z_sums->outer + outer_at,
-                                   z_sums->inner + inner_at);
+                fold_gradients(g, NULL, z + f, f, features, lane_outer, lane_inner, z_sums->outer + outer_at,
+                               z_sums->inner + inner_at);
                 continue;
             }
             multiply_lanes(g, own->products, lane_outer, lane_inner, f, features);

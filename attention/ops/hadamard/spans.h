@@ -70,9 +70,98 @@ HLA_INLINE int64_t caller_state(const geometry *g, const head_pair *pair) {
     return (pair->n * g->problem->kv_heads + pair->kv) * g->folded.state_rank * (g->problem->value_dim + 1);
 }
 
-/* Whether the first block of a causal sequence, at token 0, has anything before it. */
+/* Whether anything comes before a token of a causal sequence. */
 HLA_INLINE bool has_past(const hla_hadamard_call *call, int64_t token) {
     return token > 0 || call->in.initial_state;
+}
+
+/* ---- tokens of a pair ---- */
+
+/* Keys first ... first + count - 1 of the pair's sequence, with their values. */
+HLA_INLINE token_rows key_rows(const hla_hadamard_call *call, const head_pair *pair, int64_t first, int64_t count) {
+    return (token_rows){.factors = call->in.k_features,
+                        .values = call->in.v,
+                        .b = pair->sequence.b,
+                        .h = pair->kv,
+                        .first = pair->sequence.key_first + first,
+                        .count = count};
+}
+
+/* Queries likewise, of query head h; values NULL, or what goes with a query in the backward pass. */
+HLA_INLINE token_rows query_rows_of(const hla_hadamard_call *call, const head_pair *pair, int64_t h,
+                                    const hla_tensor *values, int64_t first, int64_t count) {
+    return (token_rows){.factors = call->in.q_features,
+                        .values = values,
+                        .b = pair->sequence.b,
+                        .h = h,
+                        .first = pair->sequence.query_first + first,
+                        .count = count};
+}
+
+/* ---- states of a wave ---- */
+
+typedef struct states {
+    float *state, *sums; /* [wave] S and z */
+} states;
+
+HLA_INLINE states take_states(hla_arena *arena, const geometry *g, const spans *cut) {
+    states taken;
+    taken.state = hla_arena_take(arena, saturating_product(cut->wave, g->state_size), sizeof(float));
+    taken.sums = hla_arena_take(arena, saturating_product(cut->wave, g->sum_size), sizeof(float));
+    return taken;
+}
+
+HLA_INLINE float *state_of(const geometry *g, const states *of, const head_pair *pair) {
+    return of->state + pair->slot * g->state_size;
+}
+
+HLA_INLINE float *sums_of(const geometry *g, const states *of, const head_pair *pair) {
+    return of->sums + pair->slot * g->sum_size;
+}
+
+/* ---- partial sums: a piece for each query head, range and block of a span ---- */
+
+typedef struct partials {
+    float *memory; /* [wave][group][ranges][SPAN_BLOCKS][size] */
+    int64_t size;  /* floats of a piece */
+} partials;
+
+HLA_INLINE partials take_partials(hla_arena *arena, const spans *cut, int64_t size) {
+    int64_t pieces = cut->wave * cut->group * cut->ranges * SPAN_BLOCKS;
+    return (partials){hla_arena_take(arena, saturating_product(pieces, size), sizeof(float)), size};
+}
+
+/* member: of the group of query heads. */
+HLA_INLINE float *partial_of(const spans *cut, const partials *of, const head_pair *pair, int64_t member, int64_t range,
+                             int64_t block) {
+    int64_t index = ((pair->slot * cut->group + member) * cut->ranges + range) * SPAN_BLOCKS + block;
+    return of->memory + index * of->size;
+}
+
+/* ---- a chunk: S and z of one range over some of the keys, the level of sums between a block and all ---- */
+
+typedef struct chunk_sums {
+    float *state, *sums; /* of cut->range features */
+} chunk_sums;
+
+HLA_INLINE chunk_sums take_chunk(hla_arena *arena, const geometry *g, const spans *cut) {
+    chunk_sums taken;
+    taken.state = hla_arena_take(arena, saturating_product(cut->range / BLOCK, g->block_size), sizeof(float));
+    taken.sums = hla_arena_take(arena, cut->range, sizeof(float));
+    return taken;
+}
+
+HLA_INLINE void clear_chunk(const geometry *g, const spans *cut, const chunk_sums *chunk) {
+    memset(chunk->state, 0, (size_t)(cut->range / BLOCK * g->block_size) * sizeof(float));
+    memset(chunk->sums, 0, (size_t)cut->range * sizeof(float));
+}
+
+/* Adds the chunk to features first ... last - 1 of a state, first a multiple of BLOCK. Padding is zero in both. */
+HLA_INLINE void add_chunk(const geometry *g, const chunk_sums *chunk, float *state, float *sums, int64_t first,
+                          int64_t last) {
+    int64_t whole = hla_round_up(last - first, BLOCK);
+    add_floats(state_row(g, state, first), chunk->state, whole / BLOCK * g->block_size);
+    add_floats(sums + first, chunk->sums, whole);
 }
 
 #endif
