@@ -150,7 +150,7 @@ static void check_kernels(cli_session *session, hla_context *hla, findings *foun
     hla_kernel_info kernel;
     bool ready = create_problem(session->ctx, &small) == HLV_OK;
     small.expected = ready ? malloc((size_t)small.out.array.count * sizeof *small.expected) : NULL;
-    for (int i = 0; hla_hadamard_kernel(i, &kernel) && found->row_count < MAX_ROWS; i++) {
+    for (int i = 0; hla_hadamard_kernel(NULL, i, &kernel) && found->row_count < MAX_ROWS; i++) {
         kernel_row *row = &found->rows[found->row_count++];
         *row =
             (kernel_row){"hadamard", kernel.name, form_names[kernel.form], kernel.needs, kernel.runs_here, NAN, false};
@@ -171,10 +171,10 @@ static void check_kernels(cli_session *session, hla_context *hla, findings *foun
 static void list_kernels(findings *found) {
     hla_softmax_kernel_info softmax;
     hla_feature_map_kernel_info map;
-    for (int i = 0; hla_softmax_kernel(i, &softmax) && found->row_count < MAX_ROWS; i++)
+    for (int i = 0; hla_softmax_kernel(NULL, i, &softmax) && found->row_count < MAX_ROWS; i++)
         found->rows[found->row_count++] =
             (kernel_row){"softmax", softmax.name, "", softmax.needs, softmax.runs_here, NAN, false};
-    for (int i = 0; hla_feature_map_kernel(i, &map) && found->row_count < MAX_ROWS; i++)
+    for (int i = 0; hla_feature_map_kernel(NULL, i, &map) && found->row_count < MAX_ROWS; i++)
         found->rows[found->row_count++] =
             (kernel_row){"feature map", map.name, "", map.needs, map.runs_here, NAN, false};
 }

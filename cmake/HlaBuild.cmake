@@ -25,8 +25,8 @@ enable_testing()
 add_library(hla_options INTERFACE)
 target_compile_definitions(hla_options INTERFACE _GNU_SOURCE)
 target_include_directories(hla_options INTERFACE ${HLA_ROOT} ${HLA_ROOT}/include)
-target_compile_options(hla_options INTERFACE -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
-                       -fno-math-errno -ffp-contract=off)
+set(hla_c_options -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror -fno-math-errno -ffp-contract=off)
+target_compile_options(hla_options INTERFACE "$<$<COMPILE_LANGUAGE:C>:${hla_c_options}>")
 set(HLA_TEST_ENVIRONMENT OMP_WAIT_POLICY=passive) # waiting threads must not spin where tests share the cores
 if(HLA_SANITIZE MATCHES thread)
   # LLVM's OpenMP tells ThreadSanitizer of its barriers (libarcher, loaded by itself); gcc's does not, and each would be a race.

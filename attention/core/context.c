@@ -2,21 +2,9 @@
 #include "attention/core/internal.h"
 
 #include <omp.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 enum { MAX_THREADS = 4096 };
-
-hla_status hla_fail(hla_context *context, hla_status status, const char *format, ...) {
-    if (context) {
-        va_list arguments;
-        va_start(arguments, format);
-        vsnprintf(context->error, sizeof context->error, format, arguments);
-        va_end(arguments);
-    }
-    return status;
-}
 
 void hla_context_options_init(hla_context_options *options) {
     if (options) *options = (hla_context_options){.struct_size = sizeof *options};

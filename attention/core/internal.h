@@ -11,9 +11,22 @@
 
 #include <string.h>
 
+struct hla_cuda_backend;
+
+/* A GPU, filled in by the backend. */
+typedef struct hla_cuda_device {
+    int ordinal;
+    int capability; /* 10 major + minor */
+    int processors; /* multiprocessors */
+    char name[96];
+} hla_cuda_device;
+
 struct hla_context {
     int threads; /* at least 1 */
     bool check_finite;
+    const struct hla_cuda_backend *cuda; /* NULL: the context computes on the CPU */
+    hla_cuda_device device;              /* with cuda */
+    void *stream;                        /* a cudaStream_t, or NULL as long as none was set */
     char error[512];
 };
 
@@ -21,6 +34,12 @@ struct hla_context {
  * `return hla_fail(context, HLA_ERROR_ARGUMENT, "...", ...)`. */
 hla_status hla_fail(hla_context *context, hla_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* That address, not NULL, is memory of the device that the context computes on. */
+hla_status hla_check_address(hla_context *context, const char *name, const void *address);
+
+/* That a call can be queued: on a GPU, that a stream was set. */
+hla_status hla_check_stream(hla_context *context);
 
 /* ---- element types ---- */
 

@@ -8,11 +8,17 @@
 /* The first member of an operator's table entry. */
 typedef struct hla_kernel {
     const char *name;
-    hla_isa isa;
+    hla_isa isa;    /* HLA_ISA_CUDA in the tables of libhla_cuda */
+    int capability; /* HLA_ISA_CUDA: the least compute capability, 10 major + minor */
+    int newest;     /* HLA_ISA_CUDA: the greatest one, 0 for no limit */
 } hla_kernel;
 
-/* Entry i of an operator's table, NULL past either end. Entry 0 is the reference; later entries are faster. */
-typedef const hla_kernel *hla_kernel_at(int i);
+/* Entry i of an operator's table for the context's device (NULL: the CPU), NULL past either end. Entry 0 of the CPU's
+ * is the reference; later entries are faster. */
+typedef const hla_kernel *hla_kernel_at(const hla_context *context, int i);
+
+/* Whether the context's device executes it. */
+bool hla_kernel_runs(const hla_context *context, const hla_kernel *kernel);
 
 /* *index: the entry that the problem or else the environment variable asks for; -1 if neither does. An error if the
  * table does not hold it or this machine does not run it. */

@@ -34,3 +34,17 @@ hla_status hla_check_offset(hla_context *context, const char *name, float value)
     return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.%s is %g, wanted a finite number of at least 0", name,
                     (double)value);
 }
+
+hla_status hla_check_workspace(hla_context *context, const void *workspace, size_t size, size_t needed) {
+    if (needed == 0) return HLA_OK;
+    if (!workspace) {
+        return hla_fail(context, HLA_ERROR_WORKSPACE, "workspace is NULL, the plan needs %zu bytes", needed);
+    }
+    if (size < needed) {
+        return hla_fail(context, HLA_ERROR_WORKSPACE, "workspace holds %zu bytes, the plan needs %zu", size, needed);
+    }
+    if ((uintptr_t)workspace % HLA_ALIGNMENT != 0) {
+        return hla_fail(context, HLA_ERROR_WORKSPACE, "workspace is not aligned to %d bytes", HLA_ALIGNMENT);
+    }
+    return hla_check_address(context, "workspace", workspace);
+}

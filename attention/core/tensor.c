@@ -22,14 +22,6 @@ hla_tensor hla_tensor_bhtd(const void *data, hla_dtype dtype, int64_t b, int64_t
     return (hla_tensor){(void *)data, dtype, {b, t, h, x}, {wrapped_product(h, head), x, head, 1}};
 }
 
-bool hla_size_multiply(size_t *total, int64_t factor) {
-    return factor >= 0 && !__builtin_mul_overflow(*total, (uint64_t)factor, total);
-}
-
-bool hla_size_add(size_t *total, int64_t term) {
-    return term >= 0 && !__builtin_add_overflow(*total, (uint64_t)term, total);
-}
-
 void hla_store_row(const hla_tensor *out, int64_t b, int64_t t, int64_t h, const double *row) {
     char *place = hla_tensor_row(out, b, t, h);
     int64_t step = out->stride[3] * hla_element_size(out->dtype);
@@ -86,7 +78,7 @@ hla_status hla_check_tensor(hla_context *context, const char *name, const hla_te
     if (!byte_range(tensor, &low, &high)) {
         return hla_fail(context, HLA_ERROR_ARGUMENT, "%s has strides that reach beyond 64-bit offsets", name);
     }
-    return HLA_OK;
+    return hla_check_address(context, name, tensor->data);
 }
 
 /* Axes longer than 1 in order of growing |stride|; returns how many. */

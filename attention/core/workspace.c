@@ -13,17 +13,3 @@ void *hla_arena_take(hla_arena *arena, int64_t count, size_t element_size) {
     arena->used = start + bytes;
     return arena->base ? arena->base + start : NULL;
 }
-
-hla_status hla_check_workspace(hla_context *context, const void *workspace, size_t size, size_t needed) {
-    if (needed == 0) return HLA_OK;
-    if (!workspace) {
-        return hla_fail(context, HLA_ERROR_WORKSPACE, "workspace is NULL, the plan needs %zu bytes", needed);
-    }
-    if (size < needed) {
-        return hla_fail(context, HLA_ERROR_WORKSPACE, "workspace holds %zu bytes, the plan needs %zu", size, needed);
-    }
-    if ((uintptr_t)workspace % HLA_ALIGNMENT != 0) {
-        return hla_fail(context, HLA_ERROR_WORKSPACE, "workspace is not aligned to %d bytes", HLA_ALIGNMENT);
-    }
-    return HLA_OK;
-}

@@ -32,6 +32,7 @@ const char *hla_isa_needs(hla_isa isa) {
                                         [HLA_ISA_AVX2] = "AVX2, FMA",
                                         [HLA_ISA_AVX512] = "AVX-512 F, BW, DQ, VL",
                                         [HLA_ISA_NEON] = "AArch64 NEON",
-                                        [HLA_ISA_AVX512_BF16] = "AVX-512 F, BW, DQ, VL, BF16"};
+                                        [HLA_ISA_AVX512_BF16] = "AVX-512 F, BW, DQ, VL, BF16",
+                                        [HLA_ISA_CUDA] = "an NVIDIA GPU"};
     return needs[isa];
 }

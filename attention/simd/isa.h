@@ -13,7 +13,8 @@ typedef enum hla_isa {
     HLA_ISA_AVX2 = 1,
     HLA_ISA_AVX512 = 2,
     HLA_ISA_NEON = 3,
-    HLA_ISA_AVX512_BF16 = 4 /* AVX-512 with dot products of bfloat16: kernels of bfloat16 only */
+    HLA_ISA_AVX512_BF16 = 4, /* AVX-512 with dot products of bfloat16: kernels of bfloat16 only */
+    HLA_ISA_CUDA = 5         /* no instruction set of this processor: kernels of libhla_cuda, for the context's GPU */
 } hla_isa;
 
 /* Whether processor and operating system (which must save the registers) both support it. */

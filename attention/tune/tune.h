@@ -1,5 +1,5 @@
 /* attention/tune/tune.h - measured values that decide between algorithms, one file an instruction set (baseline.c,
- * avx2.c, avx512.c, avx512_bf16.c, neon.c), each with the machine and the measurement it comes from.
+ * avx2.c, avx512.c, avx512_bf16.c, neon.c, cuda.c), each with the machine and the measurement it comes from.
  */
 #ifndef HLA_TUNE_H
 #define HLA_TUNE_H
@@ -15,7 +15,8 @@ typedef struct hla_tune {
     double quadratic_slowdown; /* multiply-adds of the quadratic form relative to the state form's: short tiles */
 } hla_tune;
 
-extern const hla_tune hla_tune_baseline, hla_tune_avx2, hla_tune_avx512, hla_tune_avx512_bf16, hla_tune_neon;
+extern const hla_tune hla_tune_baseline, hla_tune_avx2, hla_tune_avx512, hla_tune_avx512_bf16, hla_tune_neon,
+    hla_tune_cuda;
 
 const hla_tune *hla_tune_of(hla_isa isa);
 

@@ -62,6 +62,29 @@ HLA_API void hla_context_free(hla_context *context);                       /* NU
 HLA_API const char *hla_context_error(const hla_context *context);         /* sentence of the last error, "" if none */
 HLA_API int hla_context_threads(const hla_context *context);               /* at least 1; 0 for NULL */
 
+/* ---- NVIDIA GPUs ----
+ *
+ *     hla_context_use_cuda(ctx, 0);
+ *     hla_context_set_stream(ctx, stream);
+ *
+ * From then on plans and objects made with the context compute on that GPU: tensors, states, weights and workspaces are
+ * device memory (or managed), aligned as on the CPU; arrays of lengths and offsets stay in host memory. A call queues
+ * its work on the stream that was set last, allocates nothing, does not wait, and may be captured into a CUDA graph
+ * (lengths and offsets are captured by value). Plans made before stay what they are. The backend is a library of its
+ * own, libhla_cuda, looked for where libhla lies and then where the loader looks, or at the path in the environment
+ * variable HLA_CUDA_LIBRARY; nothing but these calls needs it. */
+
+/* device: as cudaSetDevice counts. HLA_ERROR_UNSUPPORTED without the library, a driver, that device or a kernel for it,
+ * and with check_finite, which would have to wait; the context then is as before. */
+HLA_API hla_status hla_context_use_cuda(hla_context *context, int device);
+
+/* stream: a cudaStream_t of the device, not NULL: the default stream is named by cudaStreamLegacy or
+ * cudaStreamPerThread, so that it is not taken by mistake. */
+HLA_API hla_status hla_context_set_stream(hla_context *context, void *stream);
+
+/* "CPU", or the GPU's name and compute capability, "NVIDIA H100 80GB HBM3 (9.0)"; "" for NULL */
+HLA_API const char *hla_context_device_name(const hla_context *context);
+
 /* A view of memory the caller owns. Four logical axes, strides in elements (64-bit, may be any order, so [B,T,H,X]
  * and [B,H,T,X] arrays both work in place). Axes are always named in the order b, t, h, x. Maps to DLPack one to one.
  */

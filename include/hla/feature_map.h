@@ -104,8 +104,9 @@ typedef struct hla_feature_map_kernel_info {
     const char *needs; /* the instruction sets it needs, "" for baseline */
 } hla_feature_map_kernel_info;
 
-/* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
-HLA_API bool hla_feature_map_kernel(int i, hla_feature_map_kernel_info *info);
+/* The kernel table of the context's device (NULL: of the CPU), for tests, benchmarks and `hla doctor`: entry i, or
+ * false past the end. */
+HLA_API bool hla_feature_map_kernel(const hla_context *context, int i, hla_feature_map_kernel_info *info);
 
 #ifdef __cplusplus
 }

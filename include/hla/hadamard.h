@@ -88,6 +88,9 @@ typedef struct hla_hadamard_inputs {
     const int64_t *query_starts;  /* packed only: N + 1 offsets that rise from 0 to Tq ("cu_seqlens"): sequence n has */
     const int64_t *key_starts;    /*   queries query_starts[n] ... query_starts[n + 1] - 1; keys likewise, up to Tk */
     const float *initial_state;   /* NULL, or [N,Hkv,R,V+1]: of tokens that came before all keys, seen by every query */
+    const void *forward_workspace; /* backward only: NULL, or the workspace of the forward call with this plan and these
+                                      inputs, unchanged since then; kernels of a GPU then need not make the state again,
+                                      others do not look at it */
 } hla_hadamard_inputs;
 
 /* out [B,Tq,H,V], or NULL if only the state is wanted. final_state: NULL, or [N,Hkv,R,V+1] float32, the sum of the
@@ -109,7 +112,8 @@ typedef struct hla_hadamard_gradients {
 } hla_hadamard_gradients;
 
 /* Gradients of a loss whose gradient with respect to out is d_out [B,Tq,H,V] and with respect to final_state is
- * d_final_state [N,Hkv,R,V+1] (NULL: zero). Nothing is kept from the forward pass: the state is computed again. With
+ * d_final_state [N,Hkv,R,V+1] (NULL: zero). Nothing need be kept from the forward pass: the state is computed again
+ * (or taken from inputs.forward_workspace). With
  * w_i = 1 / (sum_j A_ij + epsilon) and g = d_out, dL/dA_ij = w_i (g_i . v_j - g_i . out_i), or scale * g_i . v_j
  * un-normalised; rows that the forward pass sets to zero for their denominator have no gradient. workspace: at least
  * hla_hadamard_plan_backward_workspace(plan) bytes, aligned to 64; rules as for the forward pass. Always in state form,
@@ -127,8 +131,9 @@ typedef struct hla_kernel_info {
     const char *needs; /* the instruction sets it needs, "" for baseline */
 } hla_kernel_info;
 
-/* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
-HLA_API bool hla_hadamard_kernel(int i, hla_kernel_info *info);
+/* The kernel table of the context's device (NULL: of the CPU), for tests, benchmarks and `hla doctor`: entry i, or
+ * false past the end. */
+HLA_API bool hla_hadamard_kernel(const hla_context *context, int i, hla_kernel_info *info);
 
 #ifdef __cplusplus
 }

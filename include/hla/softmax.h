@@ -85,8 +85,9 @@ typedef struct hla_softmax_kernel_info {
     const char *needs; /* the instruction sets it needs, "" for baseline */
 } hla_softmax_kernel_info;
 
-/* The kernel table, for tests, benchmarks and `hla doctor`: entry i, or false past the end. */
-HLA_API bool hla_softmax_kernel(int i, hla_softmax_kernel_info *info);
+/* The kernel table of the context's device (NULL: of the CPU), for tests, benchmarks and `hla doctor`: entry i, or
+ * false past the end. */
+HLA_API bool hla_softmax_kernel(const hla_context *context, int i, hla_softmax_kernel_info *info);
 
 #ifdef __cplusplus
 }

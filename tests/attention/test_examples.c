@@ -107,10 +107,8 @@ static void test_feature_map_example(void **unused) {
 int main(void) {
     unsetenv("HLA_KERNEL");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_core_example),
-        cmocka_unit_test(test_hadamard_example),
-        cmocka_unit_test(test_state_example),
-        cmocka_unit_test(test_softmax_example),
+        cmocka_unit_test(test_core_example),        cmocka_unit_test(test_hadamard_example),
+        cmocka_unit_test(test_state_example),       cmocka_unit_test(test_softmax_example),
         cmocka_unit_test(test_feature_map_example),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

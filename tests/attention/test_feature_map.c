@@ -162,7 +162,7 @@ static void check_kernels(setting *s, const char *what) {
         naive[n] = rounded(naive[n], s->problem.dtype);
     double naive_error = relative_error(naive, truth, output_count(s));
     hla_feature_map_kernel_info info;
-    for (int kernel = 0; hla_feature_map_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_feature_map_kernel(NULL, kernel, &info); kernel++) {
         if (!info.runs_here) continue;
         double *values = run(s, info.name, 1);
         double error = relative_error(values, truth, output_count(s));
@@ -197,7 +197,7 @@ static void check_threads(const shape *sizes, hla_activation activation) {
     setting s;
     setting_make(&s, sizes, activation, HLA_F32, LAYOUT_BTHD);
     hla_feature_map_kernel_info info;
-    for (int kernel = 0; hla_feature_map_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_feature_map_kernel(NULL, kernel, &info); kernel++) {
         if (!info.runs_here) continue;
         double *one = run(&s, info.name, 1);
         for (int threads = 2; threads <= 3; threads++) {

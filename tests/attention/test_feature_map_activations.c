@@ -8,7 +8,7 @@ enum { ACTIVATIONS = HLA_ACTIVATION_IDENTITY + 1 };
 
 #define FOR_EACH_KERNEL(info)                                                                                          \
     hla_feature_map_kernel_info info;                                                                                  \
-    for (int number = 0; hla_feature_map_kernel(number, &info); number++)                                              \
+    for (int number = 0; hla_feature_map_kernel(NULL, number, &info); number++)                                        \
         if (info.runs_here)
 
 /* out [count][width] = act(in) with the unit matrix as W, so that u is in exactly. */

@@ -133,7 +133,7 @@ static void test_bad_arguments(void **state) {
 static void test_widths_beyond_memory(void **state) {
     (void)state;
     hla_feature_map_kernel_info info;
-    for (int kernel = 0; hla_feature_map_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_feature_map_kernel(NULL, kernel, &info); kernel++) {
         if (!info.runs_here) continue;
         hla_context *context = context_with(1, false);
         hla_feature_map_problem problem;
@@ -171,7 +171,7 @@ static void check_forced_kernels(void) {
     problem.batch = problem.tokens = problem.heads = problem.dim = problem.rank = 1;
     problem.activation = HLA_ACTIVATION_SQUARE;
     hla_feature_map_kernel_info info;
-    for (int i = 0; hla_feature_map_kernel(i, &info); i++) {
+    for (int i = 0; hla_feature_map_kernel(NULL, i, &info); i++) {
         for (int by_environment = 0; by_environment < 2; by_environment++) {
             problem.kernel = by_environment ? NULL : info.name;
             if (by_environment) setenv("HLA_FEATURE_MAP_KERNEL", info.name, 1);
@@ -187,9 +187,9 @@ static void check_forced_kernels(void) {
     assert_int_equal(hla_feature_map_forward(context, &problem, &result, &in, &weights), HLA_ERROR_ARGUMENT);
     assert_non_null(strstr(hla_context_error(context), "HLA_FEATURE_MAP_KERNEL is \"warp\""));
     unsetenv("HLA_FEATURE_MAP_KERNEL");
-    assert_false(hla_feature_map_kernel(0, NULL));
-    assert_false(hla_feature_map_kernel(-1, &info));
-    assert_false(hla_feature_map_kernel(1000, &info));
+    assert_false(hla_feature_map_kernel(NULL, 0, NULL));
+    assert_false(hla_feature_map_kernel(NULL, -1, &info));
+    assert_false(hla_feature_map_kernel(NULL, 1000, &info));
     hla_context_free(context);
 }
 
@@ -199,7 +199,7 @@ static void test_forced_kernels(void **state) {
     without_vector_units = true;
     check_forced_kernels();
     hla_feature_map_kernel_info info;
-    for (int i = 0; hla_feature_map_kernel(i, &info); i++)
+    for (int i = 0; hla_feature_map_kernel(NULL, i, &info); i++)
         assert_int_equal(info.runs_here, info.needs[0] == 0);
     without_vector_units = false;
 }

@@ -203,7 +203,7 @@ static void test_conventions_at_kinks(void **state) {
         for (int i = 0; i < 2; i++) /* both features are the same: 0 */
             memset(s.weights[i].block, 0, s.weights[i].bytes);
         hla_feature_map_kernel_info info;
-        for (int kernel = 0; hla_feature_map_kernel(kernel, &info); kernel++) {
+        for (int kernel = 0; hla_feature_map_kernel(NULL, kernel, &info); kernel++) {
             if (!info.runs_here) continue;
             float db[2] = {NAN, NAN}, e0 = get(&s.d_out.view, 0, 0, 0, 0), e1 = get(&s.d_out.view, 0, 0, 0, 1);
             hla_context *context = context_with(1, false);
@@ -380,7 +380,7 @@ enum { ALL = (1 << GRADIENTS) - 1 };
 static void check_kernels(setting *s, const char *what) {
     gradients truth = oracle(s), naive = naive_float(s);
     hla_feature_map_kernel_info info;
-    for (int kernel = 0; hla_feature_map_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_feature_map_kernel(NULL, kernel, &info); kernel++) {
         if (!info.runs_here) continue;
         gradients g = run(s, info.name, 1, ALL);
         for (int i = 0; i < GRADIENTS; i++) {
@@ -434,7 +434,7 @@ static void test_same_bits(void **state) {
         setting s;
         setting_make(&s, &sizes[i], i == 1 ? HLA_ACTIVATION_EXP : HLA_ACTIVATION_SOFTMAX, HLA_F32, LAYOUT_BTHD, 3);
         hla_feature_map_kernel_info info;
-        for (int kernel = 0; hla_feature_map_kernel(kernel, &info); kernel++) {
+        for (int kernel = 0; hla_feature_map_kernel(NULL, kernel, &info); kernel++) {
             if (!info.runs_here) continue;
             gradients one = run(&s, info.name, 1, ALL);
             for (int threads = 2; threads <= 7; threads += threads == 3 ? 4 : 1) {
@@ -467,7 +467,7 @@ static void test_long_sums(void **state) {
     const hla_feature_map_weights weights = {.weight = &weight};
     hla_context *context = context_with(2, false);
     hla_feature_map_kernel_info info;
-    for (int kernel = 0; hla_feature_map_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_feature_map_kernel(NULL, kernel, &info); kernel++) {
         if (!info.runs_here) continue;
         size_t size, of_fewer;
         problem.kernel = info.name, problem.tokens = 5000;

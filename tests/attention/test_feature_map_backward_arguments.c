@@ -162,7 +162,7 @@ static void test_bad_workspace_queries(void **state) {
     assert_int_equal(hla_feature_map_backward_workspace(context, &problem, &bytes), HLA_ERROR_ARGUMENT);
     assert_non_null(strstr(hla_context_error(context), "problem.batch is 0"));
     hla_feature_map_kernel_info info;
-    for (int i = 0; hla_feature_map_kernel(i, &info); i++) {
+    for (int i = 0; hla_feature_map_kernel(NULL, i, &info); i++) {
         if (!info.runs_here) continue;
         problem.batch = problem.heads = problem.tokens = problem.rank = 1, problem.dim = INT64_C(1) << 40;
         problem.kernel = info.name, bytes = 77;

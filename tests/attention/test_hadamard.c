@@ -16,7 +16,7 @@ static void check_case(hla_context *context, int index, hla_dtype dtype, bool no
     snprintf(label, sizeof label, "case %d", index);
     hla_kernel_info info;
     int ran = 0;
-    for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+    for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
         if (!hadamard_takes(&data, &info)) continue;
         hla_status status = hadamard_run(context, &data, info.name);
         if (status != HLA_OK) fail_msg("%s, %s: %s", label, info.name, hla_context_error(context));

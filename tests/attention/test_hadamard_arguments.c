@@ -295,7 +295,7 @@ static void test_a_machine_without_vector_units(void **unused) {
     }
     problem.form = HLA_FORM_AUTO;
     hla_kernel_info info;
-    for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+    for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
         assert_int_equal(info.runs_here, info.needs[0] == 0);
         problem.kernel = info.name;
         hla_hadamard_plan *plan = NULL;
@@ -312,7 +312,7 @@ static void test_forced_kernels(void **unused) {
     hla_context *context = make_context(false);
     hla_hadamard_problem problem = good_problem();
     hla_kernel_info info;
-    for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+    for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
         assert_non_null(info.needs);
         assert_int_equal(setenv("HLA_KERNEL", info.name, 1), 0);
         hla_hadamard_plan *plan = NULL;
@@ -339,8 +339,8 @@ static void test_forced_kernels(void **unused) {
     setenv("HLA_KERNEL", "sliderule", 1);
     expect(context, hla_hadamard_plan_create(context, &problem, &plan), HLA_ERROR_ARGUMENT, "HLA_KERNEL");
     unsetenv("HLA_KERNEL");
-    assert_false(hla_hadamard_kernel(-1, &info));
-    assert_false(hla_hadamard_kernel(0, NULL));
+    assert_false(hla_hadamard_kernel(NULL, -1, &info));
+    assert_false(hla_hadamard_kernel(NULL, 0, NULL));
     hla_context_free(context);
 }
 

@@ -154,7 +154,7 @@ static void check_case(hla_context *context, int index, hla_dtype dtype, bool no
     snprintf(label, sizeof label, "case %d", index);
     hla_kernel_info info;
     int ran = 0;
-    for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+    for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
         bool own = info.form == HLA_FORM_STATE || i == 0; /* others borrow that of a state kernel */
         if (!own || !hadamard_takes(&data, &info) || !small_enough(c, &info)) continue;
         backward_or_fail(context, &data, info.name, label);
@@ -187,7 +187,7 @@ static void test_quadratic_kernels(void **unused) {
     hla_context *context = make_context(2);
     hadamard_data data = hadamard_make_backward(&c, HLA_F32, true, 60);
     hla_kernel_info info;
-    for (int i = 1; hla_hadamard_kernel(i, &info); i++) {
+    for (int i = 1; hla_hadamard_kernel(NULL, i, &info); i++) {
         if (!hadamard_takes_all(&info) || info.form == HLA_FORM_STATE) continue;
         backward_or_fail(context, &data, info.name, "quadratic");
         hadamard_check(&data, DV, HADAMARD_OUTPUTS, "quadratic");
@@ -232,7 +232,7 @@ static void test_threads(void **unused) {
     hla_context *const contexts[3] = {make_context(1), make_context(2), make_context(3)};
     hla_kernel_info info;
     for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
-        for (int i = 1; hla_hadamard_kernel(i, &info); i++) {
+        for (int i = 1; hla_hadamard_kernel(NULL, i, &info); i++) {
             if (hadamard_takes_all(&info) && info.form == HLA_FORM_STATE) check_threads(&cases[c], info.name, contexts);
         }
     }
@@ -249,7 +249,7 @@ static void test_linearity(void **unused) {
     hla_context *context = make_context(2);
     hla_kernel_info info;
     hadamard_data data = hadamard_make_backward(&c, HLA_F32, true, 62);
-    for (int i = 1; hla_hadamard_kernel(i, &info); i++) {
+    for (int i = 1; hla_hadamard_kernel(NULL, i, &info); i++) {
         if (!hadamard_takes(&data, &info)) continue;
         double *once[HADAMARD_OUTPUTS] = {NULL};
         for (int factor = 1; factor <= 2; factor++) {
@@ -288,7 +288,7 @@ static void test_no_initial_state(void **unused) {
         guarded_free(&data.initial_state);
         guarded_free(&data.d_final_state);
         hadamard_answer(&data);
-        for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+        for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
             if (!hadamard_takes(&data, &info)) continue;
             backward_or_fail(context, &data, info.name, "no initial state");
             hadamard_check(&data, DV, HADAMARD_OUTPUTS, "no initial state");
@@ -312,7 +312,7 @@ static void test_zero_denominator(void **unused) {
         for (int64_t r = 0; r < c.rank[0]; r++)
             set(&data.q[0].view, 0, 130, 1, r, 0);
         hadamard_answer(&data);
-        for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+        for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
             if (!hadamard_takes(&data, &info)) continue;
             backward_or_fail(context, &data, info.name, "zero denominator");
             hadamard_check(&data, DV, HADAMARD_OUTPUTS, "zero denominator");

@@ -33,7 +33,7 @@ static void backward_or_fail(hla_context *context, hadamard_data *data, const ch
 static void each_kernel(void (*check)(hla_context *context, const char *kernel, bool stateful), bool stateful_only) {
     hla_context *context = make_context(2);
     hla_kernel_info info;
-    for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+    for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
         bool stateful = info.form == HLA_FORM_STATE || i == 0;
         if (hadamard_takes_all(&info) && (stateful || !stateful_only)) check(context, info.name, stateful);
     }
@@ -459,7 +459,7 @@ static void test_far_apart(void **unused) {
     if (memory == MAP_FAILED) skip(); /* no 12 GB of addresses */
     hla_context *context = make_context(2);
     hla_kernel_info info;
-    for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+    for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
         if (hadamard_takes_all(&info)) check_far_apart(context, info.name, memory);
     }
     hla_context_free(context);

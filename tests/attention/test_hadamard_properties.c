@@ -28,7 +28,7 @@ static void run_or_fail(hla_context *context, hadamard_data *data, const char *k
 static void each_kernel(void (*check)(hla_context *context, const char *kernel)) {
     hla_context *context = make_context(2);
     hla_kernel_info info;
-    for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+    for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
         if (hadamard_takes_all(&info)) check(context, info.name);
     }
     hla_context_free(context);
@@ -225,7 +225,7 @@ static void test_threads(void **unused) {
     hla_kernel_info info;
     for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
         hadamard_data data = hadamard_make(&cases[c], HLA_F32, true, 11);
-        for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+        for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
             if (!hadamard_takes_all(&info)) continue;
             run_or_fail(contexts[0], &data, info.name);
             double *one = copy_output(&data);
@@ -349,7 +349,7 @@ static void test_far_apart(void **unused) {
     if (memory == MAP_FAILED) skip(); /* no 12 GB of addresses */
     hla_context *context = make_context(2);
     hla_kernel_info info;
-    for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+    for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
         if (hadamard_takes_all(&info)) check_far_apart(info.name, context, memory);
     }
     hla_context_free(context);

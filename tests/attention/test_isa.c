@@ -135,7 +135,7 @@ static hla_status feature_map_kernel(hla_context *context, hla_dtype dtype, cons
     hla_feature_map_weights weights = {.weight = weight};
     hla_feature_map_kernel_info info = {.name = ""};
     hla_status status = hla_feature_map_forward(context, &problem, &out, &in, &weights);
-    if (status == HLA_OK) assert_true(hla_feature_map_kernel(chosen, &info));
+    if (status == HLA_OK) assert_true(hla_feature_map_kernel(NULL, chosen, &info));
     snprintf(ran, sizeof(kernel_name), "%s", info.name);
     return status;
 }
@@ -255,7 +255,7 @@ static void test_an_unknown_name_is_refused(void **unused) {
 static void test_tables_and_machine_agree(void **unused) {
     (void)unused;
     hla_kernel_info info;
-    for (int i = 1; hla_hadamard_kernel(i, &info); i++) {
+    for (int i = 1; hla_hadamard_kernel(NULL, i, &info); i++) {
         const char *suffix = strchr(info.name, '_');
         assert_non_null(suffix);
         const instruction_set *set = strcmp(bf16.name, suffix + 1) == 0 ? &bf16 : NULL;

@@ -181,7 +181,7 @@ static void test_kernels_pass_the_gate(void **state) {
                 naive[n] = rounded(naive[n], dtype);
             double naive_error = relative_error(naive, truth, output_count(&s));
             hla_softmax_kernel_info info;
-            for (int kernel = 0; hla_softmax_kernel(kernel, &info); kernel++) {
+            for (int kernel = 0; hla_softmax_kernel(NULL, kernel, &info); kernel++) {
                 if (!info.runs_here) continue;
                 double *values = run(&s, info.name, 1);
                 double error = relative_error(values, truth, output_count(&s));
@@ -206,7 +206,7 @@ static void test_heads_in_several_groups_and_long_sums(void **state) {
     double *truth = oracle(&s), *naive = naive_float(&s);
     double naive_error = relative_error(naive, truth, output_count(&s));
     hla_softmax_kernel_info info;
-    for (int kernel = 0; hla_softmax_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_softmax_kernel(NULL, kernel, &info); kernel++) {
         if (!info.runs_here) continue;
         double *values = run(&s, info.name, 1);
         double error = relative_error(values, truth, output_count(&s));
@@ -223,7 +223,7 @@ static void check_threads(const shape *sizes) {
     setting s;
     setting_make(&s, sizes, HLA_F32, LAYOUT_BTHD);
     hla_softmax_kernel_info info;
-    for (int kernel = 0; hla_softmax_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_softmax_kernel(NULL, kernel, &info); kernel++) {
         if (!info.runs_here) continue;
         double *one = run(&s, info.name, 1);
         for (int threads = 2; threads <= 7; threads += threads == 3 ? 4 : 1) {

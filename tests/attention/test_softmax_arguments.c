@@ -60,7 +60,7 @@ static void test_bad_problems(void **state) {
         {huge_dim, HLA_ERROR_ARGUMENT, "problem.dim is 9223372036854775807, wanted 1 to 1099511627776"},
     };
     hla_softmax_kernel_info info;
-    for (int kernel = 0; hla_softmax_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_softmax_kernel(NULL, kernel, &info); kernel++) {
         for (size_t i = 0; info.runs_here && i < sizeof cases / sizeof cases[0]; i++) {
             hla_context *context = context_with(2, false);
             hla_softmax_problem problem = good_problem();
@@ -82,7 +82,7 @@ static void test_huge_workspaces(void **state) {
     (void)state;
     hla_context *context = context_with(2, false);
     hla_softmax_kernel_info info;
-    for (int kernel = 0; hla_softmax_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_softmax_kernel(NULL, kernel, &info); kernel++) {
         if (!info.runs_here || strcmp(info.name, "reference") == 0) continue; /* which packs nothing */
         for (int many_keys = 0; many_keys < 2; many_keys++) {
             hla_softmax_problem problem = good_problem();
@@ -111,10 +111,10 @@ static void test_null_pointers(void **state) {
     assert_int_equal(hla_softmax_forward(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0), HLA_ERROR_ARGUMENT);
     assert_int_equal(hla_softmax_plan_workspace(NULL), 0);
     assert_string_equal(hla_softmax_plan_kernel(NULL), "");
-    assert_false(hla_softmax_kernel(0, NULL));
+    assert_false(hla_softmax_kernel(NULL, 0, NULL));
     hla_softmax_kernel_info info;
-    assert_false(hla_softmax_kernel(-1, &info));
-    assert_false(hla_softmax_kernel(1000, &info));
+    assert_false(hla_softmax_kernel(NULL, -1, &info));
+    assert_false(hla_softmax_kernel(NULL, 1000, &info));
     hla_softmax_plan_free(NULL);
     hla_softmax_problem_init(NULL);
     hla_context_free(context);
@@ -238,7 +238,7 @@ static void test_forced_kernels(void **state) {
     hla_context *context = context_with(1, false);
     hla_softmax_kernel_info info, last = {0};
     for (int by_environment = 0; by_environment < 2; by_environment++) {
-        for (int i = 0; hla_softmax_kernel(i, &info); i++) {
+        for (int i = 0; hla_softmax_kernel(NULL, i, &info); i++) {
             hla_softmax_problem problem = good_problem();
             if (by_environment) {
                 setenv("HLA_SOFTMAX_KERNEL", info.name, 1);
@@ -280,7 +280,7 @@ static void test_a_machine_without_vector_units(void **state) {
     assert_string_equal(hla_softmax_plan_kernel(plan), "baseline");
     hla_softmax_plan_free(plan);
     hla_softmax_kernel_info info;
-    for (int i = 0; hla_softmax_kernel(i, &info); i++) {
+    for (int i = 0; hla_softmax_kernel(NULL, i, &info); i++) {
         assert_int_equal(info.runs_here, info.needs[0] == 0);
         problem.kernel = info.name;
         hla_status status = hla_softmax_plan_create(context, &problem, &plan);

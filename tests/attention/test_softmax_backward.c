@@ -274,7 +274,7 @@ static gradients run(setting *s, const char *kernel, int threads) {
 static void check_kernels(setting *s, const char *what) {
     gradients truth = oracle(s), naive = naive_float(s);
     hla_softmax_kernel_info info;
-    for (int kernel = 0; hla_softmax_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_softmax_kernel(NULL, kernel, &info); kernel++) {
         if (!info.runs_here) continue;
         gradients g = run(s, info.name, 1);
         for (int i = 0; i < GRADIENTS; i++) {
@@ -309,7 +309,7 @@ static void check_threads(const shape *sizes) {
     setting s;
     setting_make(&s, sizes, HLA_F32, LAYOUT_BTHD);
     hla_softmax_kernel_info info;
-    for (int kernel = 0; hla_softmax_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_softmax_kernel(NULL, kernel, &info); kernel++) {
         if (!info.runs_here) continue;
         gradients one = run(&s, info.name, 1);
         for (int threads = 2; threads <= 7; threads += threads == 3 ? 4 : 1) {
@@ -342,7 +342,7 @@ static void test_extreme_scores(void **state) {
     setting_make(&s, &(shape){1, 1, 40, 300, 8, 8, 12, false, false, false, 0}, HLA_F32, LAYOUT_BTHD);
     gradients truth = oracle(&s);
     hla_softmax_kernel_info info;
-    for (int kernel = 0; hla_softmax_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_softmax_kernel(NULL, kernel, &info); kernel++) {
         if (!info.runs_here) continue;
         gradients g = run(&s, info.name, 2);
         for (int i = 0; i < GRADIENTS; i++) {

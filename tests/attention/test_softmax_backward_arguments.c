@@ -160,7 +160,7 @@ static void test_huge_workspaces(void **state) {
     (void)state;
     hla_context *context = context_with(2, false);
     hla_softmax_kernel_info info;
-    for (int kernel = 0; hla_softmax_kernel(kernel, &info); kernel++) {
+    for (int kernel = 0; hla_softmax_kernel(NULL, kernel, &info); kernel++) {
         if (!info.runs_here || strcmp(info.name, "reference") == 0) continue; /* which packs nothing */
         hla_softmax_problem problem = good_problem();
         problem.kernel = info.name, problem.heads = INT64_C(1) << 40, problem.kv_heads = 1, problem.value_dim = 1;

@@ -53,7 +53,7 @@ static void fill(array *a, float value) {
 
 #define FOR_EACH_KERNEL(info)                                                                                          \
     hla_softmax_kernel_info info;                                                                                      \
-    for (int number = 0; hla_softmax_kernel(number, &info); number++)                                                  \
+    for (int number = 0; hla_softmax_kernel(NULL, number, &info); number++)                                            \
         if (info.runs_here)
 
 static void test_rows_sum_to_one(void **state) {

@@ -264,7 +264,7 @@ static void test_kernels(void **unused) {
     hla_context *context = make_context(2);
     hla_kernel_info info;
     int played = 0;
-    for (int i = 0; hla_hadamard_kernel(i, &info); i++) {
+    for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
         if (!hadamard_takes_all(&info) || (info.form != HLA_FORM_STATE && strcmp(info.name, "reference") != 0))
             continue;
         for (size_t c = 1; c < 6; c++) {

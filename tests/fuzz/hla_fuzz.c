@@ -165,17 +165,17 @@ static const char *kernel(bytes *in, const char *(*name)(int i)) {
 
 static const char *hadamard_kernel(int i) {
     hla_kernel_info info;
-    return hla_hadamard_kernel(i, &info) ? info.name : NULL;
+    return hla_hadamard_kernel(NULL, i, &info) ? info.name : NULL;
 }
 
 static const char *softmax_kernel(int i) {
     hla_softmax_kernel_info info;
-    return hla_softmax_kernel(i, &info) ? info.name : NULL;
+    return hla_softmax_kernel(NULL, i, &info) ? info.name : NULL;
 }
 
 static const char *map_kernel(int i) {
     hla_feature_map_kernel_info info;
-    return hla_feature_map_kernel(i, &info) ? info.name : NULL;
+    return hla_feature_map_kernel(NULL, i, &info) ? info.name : NULL;
 }
 
 static hla_dtype dtype(bytes *in) {

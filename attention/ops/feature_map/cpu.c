@@ -186,7 +186,7 @@ static void map_block(const hla_feature_map_call *call, const layout *sizes, int
     }
 }
 
-static void run(const hla_feature_map_call *call) {
+static hla_status run(const hla_feature_map_call *call) {
     hla_arena arena = {.base = call->workspace};
     const layout sizes = lay_out(&arena, &call->problem, call->threads);
     const int64_t heads = call->problem.heads, units = call->problem.batch * sizes.blocks * heads;
@@ -203,11 +203,14 @@ static void run(const hla_feature_map_call *call) {
                       unit / heads % sizes.blocks * TOKEN_BLOCK);
         }
     }
+    return HLA_OK;
 }
 
 extern const hla_feature_map_entry HLA_ISA_NAME(hla_feature_map);
-const hla_feature_map_entry HLA_ISA_NAME(hla_feature_map) = {{HLA_ISA_STRING, HLA_ISA_VALUE},
-                                                             measure,
-                                                             run,
-                                                             HLA_ISA_NAME(hla_feature_map_measure_backward),
-                                                             HLA_ISA_NAME(hla_feature_map_run_backward)};
+const hla_feature_map_entry HLA_ISA_NAME(hla_feature_map) = {
+    .kernel = {.name = HLA_ISA_STRING, .isa = HLA_ISA_VALUE},
+    .measure = measure,
+    .run = run,
+    .measure_backward = HLA_ISA_NAME(hla_feature_map_measure_backward),
+    .run_backward = HLA_ISA_NAME(hla_feature_map_run_backward),
+};

@@ -39,6 +39,6 @@ static inline void project(float *out, int64_t out_row, const float *in, int64_t
 /* The backward pass of this instruction set, for its table entry. */
 void HLA_ISA_NAME(hla_feature_map_measure_backward)(hla_arena *arena, const hla_feature_map_problem *problem,
                                                     int threads);
-void HLA_ISA_NAME(hla_feature_map_run_backward)(const hla_feature_map_call *call);
+hla_status HLA_ISA_NAME(hla_feature_map_run_backward)(const hla_feature_map_call *call);
 
 #endif

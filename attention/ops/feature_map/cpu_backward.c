@@ -387,7 +387,7 @@ static void finish_head(const hla_feature_map_call *call, const layout *sizes, i
     store_head(call->gradients.hidden_bias, h, total.hidden_bias, 0, 1, dim);
 }
 
-void HLA_ISA_NAME(hla_feature_map_run_backward)(const hla_feature_map_call *call) {
+hla_status HLA_ISA_NAME(hla_feature_map_run_backward)(const hla_feature_map_call *call) {
     hla_arena arena = {.base = call->workspace};
     const layout sizes = lay_out(&arena, &call->problem, call->threads);
     const int64_t heads = call->problem.heads, units = heads * sizes.chunks;
@@ -408,4 +408,5 @@ void HLA_ISA_NAME(hla_feature_map_run_backward)(const hla_feature_map_call *call
             finish_head(call, &sizes, h);
         }
     }
+    return HLA_OK;
 }

@@ -1,4 +1,5 @@
 /* Feature maps: the kernel table and the checks before a kernel runs. */
+#include "attention/cuda/backend.h"
 #include "attention/ops/feature_map/kernel.h"
 
 #include <stdlib.h>
@@ -15,14 +16,23 @@ static const hla_feature_map_entry *const table[] = {
 };
 enum { TABLE_SIZE = sizeof table / sizeof table[0] };
 
-static const hla_kernel *kernel_at(int i) {
-    return i >= 0 && i < TABLE_SIZE ? &table[i]->kernel : NULL;
+static const hla_feature_map_entry *entry_at(const hla_context *context, int i) {
+    if (!context || !context->cuda) return i >= 0 && i < TABLE_SIZE ? table[i] : NULL;
+    int last = 0; /* of the GPU's table */
+    while (last < i && context->cuda->feature_map[last])
+        last++;
+    return i >= 0 && last == i ? context->cuda->feature_map[i] : NULL;
 }
 
-bool hla_feature_map_kernel(int i, hla_feature_map_kernel_info *info) {
-    const hla_kernel *kernel = kernel_at(i);
+static const hla_kernel *kernel_at(const hla_context *context, int i) {
+    const hla_feature_map_entry *entry = entry_at(context, i);
+    return entry ? &entry->kernel : NULL;
+}
+
+bool hla_feature_map_kernel(const hla_context *context, int i, hla_feature_map_kernel_info *info) {
+    const hla_kernel *kernel = kernel_at(context, i);
     if (!kernel || !info) return false;
-    *info = (hla_feature_map_kernel_info){kernel->name, hla_isa_runs(kernel->isa), hla_isa_needs(kernel->isa)};
+    *info = (hla_feature_map_kernel_info){kernel->name, hla_kernel_runs(context, kernel), hla_isa_needs(kernel->isa)};
     return true;
 }
 
@@ -127,7 +137,7 @@ static hla_status choose(hla_context *context, const hla_feature_map_problem *pr
     if (status != HLA_OK) return status;
     int index;
     status = hla_kernel_choose(context, kernel_at, problem->kernel, "HLA_FEATURE_MAP_KERNEL", &index);
-    if (status == HLA_OK) *entry = table[index];
+    if (status == HLA_OK) *entry = entry_at(context, index);
     return status;
 }
 
@@ -147,19 +157,20 @@ hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_p
     if (arena.overflow) {
         return hla_fail(context, HLA_ERROR_ARGUMENT, "problem's workspace does not fit in 63-bit sizes");
     }
-    void *workspace = aligned_alloc(HLA_ALIGNMENT, arena.used);
-    if (!workspace) {
+    void *workspace = arena.used ? aligned_alloc(HLA_ALIGNMENT, arena.used) : NULL; /* never on a GPU */
+    if (arena.used && !workspace) {
         return hla_fail(context, HLA_ERROR_MEMORY, "out of memory: a feature map needs %zu bytes", arena.used);
     }
-    hla_feature_map_call call = {.problem = *problem,
+    hla_feature_map_call call = {.context = context,
+                                 .problem = *problem,
                                  .out = out,
                                  .x = x,
                                  .weights = *weights,
                                  .threads = context->threads,
                                  .workspace = workspace};
-    entry->run(&call);
+    status = entry->run(&call);
     free(workspace);
-    return HLA_OK;
+    return status;
 }
 
 static hla_status measure_backward(hla_context *context, const hla_feature_map_entry *entry,
@@ -251,7 +262,8 @@ hla_status hla_feature_map_backward(hla_context *context, const hla_feature_map_
     if (status == HLA_OK) status = measure_backward(context, entry, problem, &needed);
     if (status == HLA_OK) status = hla_check_workspace(context, workspace, workspace_size, needed);
     if (status != HLA_OK) return status;
-    hla_feature_map_call call = {.problem = *problem,
+    hla_feature_map_call call = {.context = context,
+                                 .problem = *problem,
                                  .out = d_out,
                                  .x = x,
                                  .weights = *weights,
@@ -259,6 +271,5 @@ hla_status hla_feature_map_backward(hla_context *context, const hla_feature_map_
                                  .gradients = *dweights,
                                  .threads = context->threads,
                                  .workspace = workspace};
-    entry->run_backward(&call);
-    return HLA_OK;
+    return entry->run_backward(&call);
 }

@@ -9,6 +9,7 @@ enum { HLA_ACTIVATIONS = HLA_ACTIVATION_IDENTITY + 1 };
 
 /* One execution; everything in it has been checked. */
 typedef struct hla_feature_map_call {
+    hla_context *context;
     hla_feature_map_problem problem;
     const hla_tensor *out; /* [B,T,H,R]; backward: its gradient d_out */
     const hla_tensor *x;   /* [B,T,H,D] */
@@ -24,10 +25,10 @@ typedef struct hla_feature_map_entry {
     hla_kernel kernel;
     /* Takes from the arena what run will need (arena->base NULL: only measures). */
     void (*measure)(hla_arena *arena, const hla_feature_map_problem *problem, int threads);
-    void (*run)(const hla_feature_map_call *call);
+    hla_status (*run)(const hla_feature_map_call *call);
     /* The same of the backward pass. */
     void (*measure_backward)(hla_arena *arena, const hla_feature_map_problem *problem, int threads);
-    void (*run_backward)(const hla_feature_map_call *call);
+    hla_status (*run_backward)(const hla_feature_map_call *call);
 } hla_feature_map_entry;
 
 extern const hla_feature_map_entry hla_feature_map_reference, hla_feature_map_baseline;
@@ -56,6 +57,6 @@ void hla_feature_map_reference_backward_row(const hla_feature_map_call *call, in
                                             double *dx, const hla_feature_map_sums *sums, double *scratch,
                                             float *input);
 void hla_feature_map_reference_measure_backward(hla_arena *arena, const hla_feature_map_problem *problem, int threads);
-void hla_feature_map_reference_run_backward(const hla_feature_map_call *call);
+hla_status hla_feature_map_reference_run_backward(const hla_feature_map_call *call);
 
 #endif

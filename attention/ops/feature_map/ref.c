@@ -106,7 +106,7 @@ static void measure(hla_arena *arena, const hla_feature_map_problem *problem, in
     carve(arena, problem, threads);
 }
 
-static void run(const hla_feature_map_call *call) {
+static hla_status run(const hla_feature_map_call *call) {
     const hla_feature_map_problem *problem = &call->problem;
     hla_arena arena = {.base = call->workspace};
     scratch all = carve(&arena, problem, call->threads);
@@ -120,10 +120,13 @@ static void run(const hla_feature_map_call *call) {
                                       all.input + me * problem->dim);
         hla_store_row(call->out, b, t, h, row);
     }
+    return HLA_OK;
 }
 
-const hla_feature_map_entry hla_feature_map_reference = {{"reference", HLA_ISA_BASELINE},
-                                                         measure,
-                                                         run,
-                                                         hla_feature_map_reference_measure_backward,
-                                                         hla_feature_map_reference_run_backward};
+const hla_feature_map_entry hla_feature_map_reference = {
+    .kernel = {.name = "reference", .isa = HLA_ISA_BASELINE},
+    .measure = measure,
+    .run = run,
+    .measure_backward = hla_feature_map_reference_measure_backward,
+    .run_backward = hla_feature_map_reference_run_backward,
+};

@@ -154,7 +154,7 @@ static void differentiate_head(const hla_feature_map_call *call, const scratch *
     store(call->gradients.hidden_bias, own->sums.hidden_bias, h, dim);
 }
 
-void hla_feature_map_reference_run_backward(const hla_feature_map_call *call) {
+hla_status hla_feature_map_reference_run_backward(const hla_feature_map_call *call) {
     hla_arena measured = {0};
     carve(&measured, &call->problem);
 #pragma omp parallel num_threads(hla_team_size(call->threads, call->problem.heads, 1))
@@ -166,4 +166,5 @@ void hla_feature_map_reference_run_backward(const hla_feature_map_call *call) {
             differentiate_head(call, &own, h);
         }
     }
+    return HLA_OK;
 }

@@ -144,10 +144,12 @@ hla_status hla_hadamard_forward(const hla_hadamard_plan *plan, const hla_tensor 
     if (!plan) return HLA_ERROR_ARGUMENT;
     const hla_hadamard_problem *problem = &plan->problem;
     hla_context *context = plan->context;
+    hla_status status = hla_check_stream(context);
+    if (status != HLA_OK) return status;
     if (!inputs) return hla_fail(context, HLA_ERROR_ARGUMENT, "inputs is NULL");
     if (!out && !final_state) return hla_fail(context, HLA_ERROR_ARGUMENT, "out is NULL, and so is final_state");
     outputs written = {0};
-    hla_status status = check_sequences(plan, inputs);
+    status = check_sequences(plan, inputs);
     if (status == HLA_OK && out)
         status = add_output(plan, &written, "out", out, problem->queries, problem->heads, problem->value_dim);
     if (status == HLA_OK) status = check_inputs(plan, inputs, &written);
@@ -157,14 +159,14 @@ hla_status hla_hadamard_forward(const hla_hadamard_plan *plan, const hla_tensor 
         status = check_states_apart(plan, "final_state", final_state, "initial_state", inputs->initial_state);
     if (status == HLA_OK) status = hla_check_workspace(context, workspace, workspace_size, plan->workspace);
     if (status != HLA_OK) return status;
-    const hla_hadamard_call call = {.problem = problem,
+    const hla_hadamard_call call = {.context = context,
+                                    .problem = problem,
                                     .threads = plan->threads,
                                     .out = out,
                                     .final_state = final_state,
                                     .in = *inputs,
                                     .workspace = workspace};
-    plan->entry->run(&call);
-    return HLA_OK;
+    return plan->entry->run(&call);
 }
 
 static hla_status add_feature_gradients(const hla_hadamard_plan *plan, outputs *out, const char *name,
@@ -219,12 +221,14 @@ hla_status hla_hadamard_backward(const hla_hadamard_plan *plan, const hla_hadama
     if (!plan) return HLA_ERROR_ARGUMENT;
     const hla_hadamard_problem *problem = &plan->problem;
     hla_context *context = plan->context;
+    hla_status status = hla_check_stream(context);
+    if (status != HLA_OK) return status;
     if (!inputs) return hla_fail(context, HLA_ERROR_ARGUMENT, "inputs is NULL");
     if (plan->backward_workspace == SIZE_MAX) {
         return hla_fail(context, HLA_ERROR_UNSUPPORTED, "the workspace of the backward pass cannot be addressed");
     }
     outputs written = {0};
-    hla_status status = check_sequences(plan, inputs);
+    status = check_sequences(plan, inputs);
     if (status == HLA_OK) status = add_gradients(plan, gradients, &written);
     if (status == HLA_OK) status = check_inputs(plan, inputs, &written);
     if (status == HLA_OK)
@@ -233,13 +237,13 @@ hla_status hla_hadamard_backward(const hla_hadamard_plan *plan, const hla_hadama
     if (status == HLA_OK) status = check_gradient_states(plan, gradients, d_out, d_final_state, inputs, &written);
     if (status == HLA_OK) status = hla_check_workspace(context, workspace, workspace_size, plan->backward_workspace);
     if (status != HLA_OK) return status;
-    const hla_hadamard_call call = {.problem = problem,
+    const hla_hadamard_call call = {.context = context,
+                                    .problem = problem,
                                     .threads = plan->threads,
                                     .out = d_out,
                                     .in = *inputs,
                                     .gradients = *gradients,
                                     .d_final_state = d_final_state,
                                     .workspace = workspace};
-    plan->backward->run(&call);
-    return HLA_OK;
+    return plan->backward->run(&call);
 }

@@ -469,7 +469,7 @@ static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int t
     carve(arena, problem, threads);
 }
 
-static void run(const hla_hadamard_call *call) {
+static hla_status run(const hla_hadamard_call *call) {
     hla_arena arena = {.base = call->workspace};
     plan carved = carve(&arena, call->problem, call->threads);
     const plan *p = &carved;
@@ -482,6 +482,7 @@ static void run(const hla_hadamard_call *call) {
             clear_wave(p, call, wave);
         }
     }
+    return HLA_OK;
 }
 
 extern const hla_hadamard_backward_entry HLA_ISA_NAME(hla_hadamard_backward_state);

@@ -131,7 +131,7 @@ static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int t
     carve(arena, problem, threads);
 }
 
-static void run(const hla_hadamard_call *call) {
+static hla_status run(const hla_hadamard_call *call) {
     const hla_hadamard_problem *problem = call->problem;
     hla_arena arena = {.base = call->workspace};
     plan carved = carve(&arena, problem, call->threads);
@@ -147,8 +147,13 @@ static void run(const hla_hadamard_call *call) {
         for (int64_t unit = 0; unit < problem->heads * p->query_blocks; unit++)
             query_block(p, call, &own, unit / p->query_blocks, unit % p->query_blocks);
     }
+    return HLA_OK;
 }
 
 extern const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_quadratic);
 const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_quadratic) = {
-    {"quadratic_" HLA_ISA_STRING, HLA_ISA_VALUE}, HLA_FORM_QUADRATIC, measure, run, NULL};
+    .kernel = {.name = "quadratic_" HLA_ISA_STRING, .isa = HLA_ISA_VALUE},
+    .form = HLA_FORM_QUADRATIC,
+    .measure = measure,
+    .run = run,
+};

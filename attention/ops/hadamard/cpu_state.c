@@ -236,7 +236,7 @@ static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int t
     carve(arena, problem, threads);
 }
 
-static void run(const hla_hadamard_call *call) {
+static hla_status run(const hla_hadamard_call *call) {
     hla_arena arena = {.base = call->workspace};
     plan carved = carve(&arena, call->problem, call->threads);
     const plan *p = &carved;
@@ -247,9 +247,15 @@ static void run(const hla_hadamard_call *call) {
         for (int64_t wave = 0; wave < p->cut.waves; wave++)
             (call->problem->causal ? run_causal : run_bidirectional)(p, call, &own, wave);
     }
+    return HLA_OK;
 }
 
 extern const hla_hadamard_backward_entry HLA_ISA_NAME(hla_hadamard_backward_state); /* cpu_backward.c */
 extern const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_state);
 const hla_hadamard_entry HLA_ISA_NAME(hla_hadamard_state) = {
-    {"state_" HLA_ISA_STRING, HLA_ISA_VALUE}, HLA_FORM_STATE, measure, run, &HLA_ISA_NAME(hla_hadamard_backward_state)};
+    .kernel = {.name = "state_" HLA_ISA_STRING, .isa = HLA_ISA_VALUE},
+    .form = HLA_FORM_STATE,
+    .measure = measure,
+    .run = run,
+    .backward = &HLA_ISA_NAME(hla_hadamard_backward_state),
+};

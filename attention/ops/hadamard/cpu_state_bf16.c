@@ -148,7 +148,7 @@ static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int t
     carve(arena, problem, threads);
 }
 
-static void run(const hla_hadamard_call *call) {
+static hla_status run(const hla_hadamard_call *call) {
     hla_arena arena = {.base = call->workspace};
     plan carved = carve(&arena, call->problem, call->threads);
     const plan *p = &carved;
@@ -159,8 +159,21 @@ static void run(const hla_hadamard_call *call) {
         for (int64_t wave = 0; wave < p->cut.waves; wave++)
             run_wave(p, call, &own, wave);
     }
+    return HLA_OK;
 }
 
 extern const hla_hadamard_backward_entry hla_hadamard_backward_state_avx512; /* cpu_backward.c */
+/* A state is float32 and, however its keys are split, the same up to that: not with features rounded to bfloat16. */
+static bool takes(const hla_hadamard_problem *problem) {
+    return problem->dtype == HLA_BF16 && !problem->causal && !problem->stateful;
+}
+
 const hla_hadamard_entry hla_hadamard_state_avx512_bf16 = {
-    {"state_avx512_bf16", HLA_ISA_AVX512_BF16}, HLA_FORM_STATE, measure, run, &hla_hadamard_backward_state_avx512};
+    .kernel = {.name = "state_avx512_bf16", .isa = HLA_ISA_AVX512_BF16},
+    .form = HLA_FORM_STATE,
+    .measure = measure,
+    .run = run,
+    .backward = &hla_hadamard_backward_state_avx512,
+    .takes = takes,
+    .taken = "bidirectional problems in bfloat16 without states",
+};

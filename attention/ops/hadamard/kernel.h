@@ -5,12 +5,13 @@
 #include "attention/core/kernel.h"
 #include "hla/hadamard.h"
 
-/* One execution, forward or backward, arguments checked. */
+/* One execution, forward or backward, arguments checked. Only kernels of a GPU can still fail. */
 typedef struct hla_hadamard_call {
+    hla_context *context;
     const hla_hadamard_problem *problem; /* kv_heads is never 0 here */
-    int threads;
-    const hla_tensor *out; /* [B,Tq,H,V], or NULL; backward: its gradient d_out */
-    float *final_state;    /* [N,Hkv,R,V+1], or NULL */
+    int threads;                         /* of a GPU: multiprocessors */
+    const hla_tensor *out;               /* [B,Tq,H,V], or NULL; backward: its gradient d_out */
+    float *final_state;                  /* [N,Hkv,R,V+1], or NULL */
     hla_hadamard_inputs in;
     hla_hadamard_gradients gradients; /* backward only */
     const float *d_final_state;       /* [N,Hkv,R,V+1], or NULL; backward only */
@@ -20,7 +21,7 @@ typedef struct hla_hadamard_call {
 /* The backward pass of a kernel. */
 typedef struct hla_hadamard_backward_entry {
     void (*measure)(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
-    void (*run)(const hla_hadamard_call *call);
+    hla_status (*run)(const hla_hadamard_call *call);
 } hla_hadamard_backward_entry;
 
 /* One entry of the kernel table. */
@@ -29,8 +30,10 @@ typedef struct hla_hadamard_entry {
     hla_form form;
     /* Takes from the arena what run will need (arena->base NULL: only measures). */
     void (*measure)(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
-    void (*run)(const hla_hadamard_call *call);
-    const hla_hadamard_backward_entry *backward; /* NULL in entries of the quadratic form, but for the reference */
+    hla_status (*run)(const hla_hadamard_call *call);
+    const hla_hadamard_backward_entry *backward; /* NULL: that of the state form's entry of the same instruction set */
+    bool (*takes)(const hla_hadamard_problem *problem); /* NULL: takes any problem */
+    const char *taken;                                  /* what it takes, in words */
 } hla_hadamard_entry;
 
 extern const hla_hadamard_entry hla_hadamard_reference;
@@ -49,8 +52,8 @@ extern const hla_hadamard_entry hla_hadamard_quadratic_neon, hla_hadamard_state_
 hla_status hla_hadamard_choose(hla_context *context, const hla_hadamard_problem *problem, hla_form form,
                                const hla_hadamard_entry **kernel);
 
-/* The state form's kernel of an instruction set: the one whose backward pass goes with a quadratic kernel. */
-const hla_hadamard_entry *hla_hadamard_state_of(hla_isa isa);
+/* The backward pass that goes with an entry: its own, or that of the state form of the same instruction set. */
+const hla_hadamard_backward_entry *hla_hadamard_backward_of(const hla_hadamard_entry *entry);
 
 /* ---- sequences: batch entries, or the sequences packed on one token axis ---- */
 

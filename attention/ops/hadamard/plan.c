@@ -172,8 +172,7 @@ static bool measure_workspace(hla_hadamard_plan *plan) {
 
 /* The backward pass may need more than can be addressed where the forward does not: it is refused when called. */
 static void choose_backward(hla_hadamard_plan *plan) {
-    const hla_hadamard_backward_entry *own = plan->entry->backward;
-    plan->backward = own ? own : hla_hadamard_state_of(plan->entry->kernel.isa)->backward;
+    plan->backward = hla_hadamard_backward_of(plan->entry);
     hla_arena arena = {0};
     plan->backward->measure(&arena, &plan->problem, plan->threads);
     plan->backward_workspace = arena.overflow ? SIZE_MAX : arena.used;
@@ -187,6 +186,10 @@ static hla_status choose_form(hla_hadamard_plan *plan) {
     if (status != HLA_OK) return status;
     status = hla_hadamard_choose(plan->context, &plan->problem, HLA_FORM_QUADRATIC, &quadratic);
     if (status != HLA_OK) return status;
+    if (!state || !quadratic) {
+        return hla_fail(plan->context, HLA_ERROR_UNSUPPORTED, "no kernel runs on %s",
+                        hla_context_device_name(plan->context));
+    }
     const hla_tune *tune = hla_tune_of(state->kernel.isa);
     bool cheaper =
         plan->problem.stateful || state_cost(&plan->problem, tune).work <= quadratic_cost(&plan->problem, tune).work;
@@ -224,10 +227,11 @@ static void write_explanation(hla_hadamard_plan *plan, bool forced) {
     cost taken = is_state ? state : quadratic, other = is_state ? quadratic : state;
     snprintf(plan->explain, sizeof plan->explain,
              "%s form%s, kernel %s, %.3g GFLOP against %.3g in %s form; expected to take %.2g times as long as that. "
-             "State rank %.0f, %d thread%s, workspace %.3g MB.",
+             "State rank %.0f, %d %s%s, workspace %.3g MB.",
              is_state ? "state" : "quadratic", forced ? " (forced)" : "", plan->entry->kernel.name, taken.flops * 1e-9,
              other.flops * 1e-9, is_state ? "quadratic" : "state", other.work > 0 ? taken.work / other.work : 1.0,
-             state_rank(problem), plan->threads, plan->threads == 1 ? "" : "s", (double)plan->workspace * 1e-6);
+             state_rank(problem), plan->threads, plan->context->cuda ? "multiprocessor" : "thread",
+             plan->threads == 1 ? "" : "s", (double)plan->workspace * 1e-6);
 }
 
 hla_status hla_hadamard_plan_create(hla_context *context, const hla_hadamard_problem *problem,
@@ -242,7 +246,7 @@ hla_status hla_hadamard_plan_create(hla_context *context, const hla_hadamard_pro
     created->context = context;
     created->problem = *problem;
     if (problem->kv_heads == 0) created->problem.kv_heads = problem->heads;
-    created->threads = context->threads;
+    created->threads = context->cuda ? context->device.processors : context->threads;
     bool forced;
     status = choose_kernel(created, &forced);
     if (status != HLA_OK) {

@@ -9,8 +9,8 @@ struct hla_hadamard_plan {
     hla_hadamard_problem problem; /* problem.kernel is not kept, kv_heads never 0 */
     const hla_hadamard_entry *entry;
     const hla_hadamard_backward_entry *backward; /* of entry, or of the state form beside it */
-    int threads;
-    size_t workspace, backward_workspace; /* bytes; the second is SIZE_MAX if it cannot be addressed */
+    int threads;                                 /* of a GPU: multiprocessors */
+    size_t workspace, backward_workspace;        /* bytes; the second is SIZE_MAX if it cannot be addressed */
     char explain[384];
 };
 

@@ -47,7 +47,7 @@ static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int t
     hla_arena_take(arena, scratch_bytes(arena, problem, problem->stateful), (size_t)threads);
 }
 
-static void run(const hla_hadamard_call *call) {
+static hla_status run(const hla_hadamard_call *call) {
     const hla_hadamard_problem *problem = call->problem;
     int64_t sequences = hla_hadamard_sequence_count(problem), rank = hla_hadamard_state_rank(problem);
     int64_t heads = sequences * problem->heads, states = sequences * problem->kv_heads;
@@ -67,7 +67,13 @@ static void run(const hla_hadamard_call *call) {
             sum_feature(call, &own, state / problem->kv_heads, state % problem->kv_heads, unit % rank);
         }
     }
+    return HLA_OK;
 }
 
 const hla_hadamard_entry hla_hadamard_reference = {
-    {"reference", HLA_ISA_BASELINE}, HLA_FORM_QUADRATIC, measure, run, &hla_hadamard_backward_reference};
+    .kernel = {.name = "reference", .isa = HLA_ISA_BASELINE},
+    .form = HLA_FORM_QUADRATIC,
+    .measure = measure,
+    .run = run,
+    .backward = &hla_hadamard_backward_reference,
+};

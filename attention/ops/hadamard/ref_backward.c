@@ -181,7 +181,7 @@ static void state_gradient(const hla_hadamard_call *call, const plan *p, int64_t
         call->gradients.d_initial_state[offset + x] = (float)sums[x];
 }
 
-static void run(const hla_hadamard_call *call) {
+static hla_status run(const hla_hadamard_call *call) {
     const hla_hadamard_problem *problem = call->problem;
     int64_t sequences = hla_hadamard_sequence_count(problem), rank = hla_hadamard_state_rank(problem);
     int64_t heads = sequences * problem->heads, states = sequences * problem->kv_heads;
@@ -213,6 +213,7 @@ static void run(const hla_hadamard_call *call) {
             state_gradient(call, &p, state / problem->kv_heads, state % problem->kv_heads, unit % rank, &own);
         }
     }
+    return HLA_OK;
 }
 
 const hla_hadamard_backward_entry hla_hadamard_backward_reference = {measure, run};

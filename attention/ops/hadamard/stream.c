@@ -229,14 +229,14 @@ static hla_status run_many(hla_state *state, const hla_tensor *out, const hla_te
     if (status == HLA_OK) status = grow_workspace(state, state->plan->workspace);
     if (status != HLA_OK) return status;
     const hla_hadamard_call call = {
+        .context = state->context,
         .problem = &state->plan->problem,
         .threads = state->plan->threads,
         .out = out,
         .final_state = v ? state->data : NULL,
         .in = {.q_features = q_features, .k_features = k_features, .v = v, .initial_state = state->data},
         .workspace = state->workspace};
-    state->plan->entry->run(&call);
-    return HLA_OK;
+    return state->plan->entry->run(&call);
 }
 
 /* Arguments checked; out and q_features are NULL together, k_features and v likewise. */

@@ -257,7 +257,7 @@ static void attend_block(const hla_softmax_call *call, const layout *sizes, cons
     finish_block(call, sizes, own, b, h, first, queries);
 }
 
-static void run(const hla_softmax_call *call) {
+static hla_status run(const hla_softmax_call *call) {
     hla_arena arena = {.base = call->workspace};
     const layout sizes = lay_out(&arena, &call->problem, call->threads);
     const int64_t heads = hla_softmax_key_heads(&call->problem), panels = sizes.keys_padded / HLA_TILE_COLUMNS;
@@ -281,11 +281,14 @@ static void run(const hla_softmax_call *call) {
             }
         }
     }
+    return HLA_OK;
 }
 
 extern const hla_softmax_entry HLA_ISA_NAME(hla_softmax);
-const hla_softmax_entry HLA_ISA_NAME(hla_softmax) = {{HLA_ISA_STRING, HLA_ISA_VALUE},
-                                                     measure,
-                                                     run,
-                                                     HLA_ISA_NAME(hla_softmax_measure_backward),
-                                                     HLA_ISA_NAME(hla_softmax_run_backward)};
+const hla_softmax_entry HLA_ISA_NAME(hla_softmax) = {
+    .kernel = {.name = HLA_ISA_STRING, .isa = HLA_ISA_VALUE},
+    .measure = measure,
+    .run = run,
+    .measure_backward = HLA_ISA_NAME(hla_softmax_measure_backward),
+    .run_backward = HLA_ISA_NAME(hla_softmax_run_backward),
+};

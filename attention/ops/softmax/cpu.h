@@ -8,6 +8,6 @@
 #include "attention/simd/tile.h"
 
 void HLA_ISA_NAME(hla_softmax_measure_backward)(hla_arena *arena, const hla_softmax_problem *problem, int threads);
-void HLA_ISA_NAME(hla_softmax_run_backward)(const hla_softmax_call *call);
+hla_status HLA_ISA_NAME(hla_softmax_run_backward)(const hla_softmax_call *call);
 
 #endif

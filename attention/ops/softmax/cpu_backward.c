@@ -463,7 +463,7 @@ static void differentiate_group(const hla_softmax_call *call, const layout *size
     }
 }
 
-void HLA_ISA_NAME(hla_softmax_run_backward)(const hla_softmax_call *call) {
+hla_status HLA_ISA_NAME(hla_softmax_run_backward)(const hla_softmax_call *call) {
     hla_arena arena = {.base = call->workspace};
     const layout sizes = lay_out(&arena, &call->problem, call->threads);
     const int64_t panels = sizes.keys_padded / HLA_TILE_COLUMNS;
@@ -490,4 +490,5 @@ void HLA_ISA_NAME(hla_softmax_run_backward)(const hla_softmax_call *call) {
             }
         }
     }
+    return HLA_OK;
 }

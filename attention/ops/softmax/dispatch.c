@@ -1,4 +1,5 @@
 /* Softmax attention: the kernel table, the plan, and the checks before a kernel runs. */
+#include "attention/cuda/backend.h"
 #include "attention/ops/softmax/kernel.h"
 
 #include <inttypes.h>
@@ -25,14 +26,23 @@ static const hla_softmax_entry *const table[] = {
 };
 enum { TABLE_SIZE = sizeof table / sizeof table[0] };
 
-static const hla_kernel *kernel_at(int i) {
-    return i >= 0 && i < TABLE_SIZE ? &table[i]->kernel : NULL;
+static const hla_softmax_entry *entry_at(const hla_context *context, int i) {
+    if (!context || !context->cuda) return i >= 0 && i < TABLE_SIZE ? table[i] : NULL;
+    int last = 0; /* of the GPU's table */
+    while (last < i && context->cuda->softmax[last])
+        last++;
+    return i >= 0 && last == i ? context->cuda->softmax[i] : NULL;
 }
 
-bool hla_softmax_kernel(int i, hla_softmax_kernel_info *info) {
-    const hla_kernel *kernel = kernel_at(i);
+static const hla_kernel *kernel_at(const hla_context *context, int i) {
+    const hla_softmax_entry *entry = entry_at(context, i);
+    return entry ? &entry->kernel : NULL;
+}
+
+bool hla_softmax_kernel(const hla_context *context, int i, hla_softmax_kernel_info *info) {
+    const hla_kernel *kernel = kernel_at(context, i);
     if (!kernel || !info) return false;
-    *info = (hla_softmax_kernel_info){kernel->name, hla_isa_runs(kernel->isa), hla_isa_needs(kernel->isa)};
+    *info = (hla_softmax_kernel_info){kernel->name, hla_kernel_runs(context, kernel), hla_isa_needs(kernel->isa)};
     return true;
 }
 
@@ -75,14 +85,15 @@ hla_status hla_softmax_plan_create(hla_context *context, const hla_softmax_probl
     status = hla_kernel_choose(context, kernel_at, problem->kernel, "HLA_SOFTMAX_KERNEL", &index);
     if (status != HLA_OK) return status;
     hla_arena arena = {0}, backward = {0};
-    table[index]->measure(&arena, problem, context->threads);
-    table[index]->measure_backward(&backward, problem, context->threads);
+    const hla_softmax_entry *entry = entry_at(context, index);
+    entry->measure(&arena, problem, context->threads);
+    entry->measure_backward(&backward, problem, context->threads);
     if (arena.overflow || backward.overflow) {
         return hla_fail(context, HLA_ERROR_ARGUMENT, "problem's workspace does not fit in 63-bit sizes");
     }
     hla_softmax_plan *created = malloc(sizeof *created);
     if (!created) return hla_fail(context, HLA_ERROR_MEMORY, "out of memory for a softmax plan");
-    *created = (hla_softmax_plan){context, *problem, table[index], context->threads, arena.used, backward.used};
+    *created = (hla_softmax_plan){context, *problem, entry, context->threads, arena.used, backward.used};
     created->problem.kernel = NULL;
     if (problem->scale == 0) created->problem.scale = (float)(1 / sqrt((double)problem->dim));
     *plan = created;
@@ -167,7 +178,8 @@ hla_status hla_softmax_forward(const hla_softmax_plan *plan, const hla_tensor *o
     if (status == HLA_OK) status = check_bias(context, key_bias, problem->keys);
     if (status == HLA_OK) status = hla_check_workspace(context, workspace, workspace_size, plan->workspace);
     if (status != HLA_OK) return status;
-    hla_softmax_call call = {.problem = *problem,
+    hla_softmax_call call = {.context = context,
+                             .problem = *problem,
                              .out = out,
                              .q = q,
                              .k = k,
@@ -176,8 +188,7 @@ hla_status hla_softmax_forward(const hla_softmax_plan *plan, const hla_tensor *o
                              .key_bias = key_bias,
                              .threads = plan->threads,
                              .workspace = workspace};
-    plan->entry->run(&call);
-    return HLA_OK;
+    return plan->entry->run(&call);
 }
 
 hla_status hla_softmax_backward(const hla_softmax_plan *plan, const hla_tensor *dq, const hla_tensor *dk,
@@ -200,7 +211,8 @@ hla_status hla_softmax_backward(const hla_softmax_plan *plan, const hla_tensor *
     if (status == HLA_OK) status = check_bias(context, key_bias, problem->keys);
     if (status == HLA_OK) status = hla_check_workspace(context, workspace, workspace_size, plan->backward_workspace);
     if (status != HLA_OK) return status;
-    hla_softmax_call call = {.problem = *problem,
+    hla_softmax_call call = {.context = context,
+                             .problem = *problem,
                              .out = d_out,
                              .q = q,
                              .k = k,
@@ -212,6 +224,5 @@ hla_status hla_softmax_backward(const hla_softmax_plan *plan, const hla_tensor *
                              .key_bias = key_bias,
                              .threads = plan->threads,
                              .workspace = workspace};
-    plan->entry->run_backward(&call);
-    return HLA_OK;
+    return plan->entry->run_backward(&call);
 }

@@ -7,6 +7,7 @@
 
 /* One execution; everything in it has been checked. */
 typedef struct hla_softmax_call {
+    hla_context *context;
     hla_softmax_problem problem; /* scale filled in, never 0 */
     const hla_tensor *out;       /* [B,Tq,H,V]; backward: its gradient d_out */
     const hla_tensor *q;         /* [B,Tq,H,D] */
@@ -46,10 +47,10 @@ typedef struct hla_softmax_entry {
     hla_kernel kernel;
     /* Takes from the arena what run will need (arena->base NULL: only measures). */
     void (*measure)(hla_arena *arena, const hla_softmax_problem *problem, int threads);
-    void (*run)(const hla_softmax_call *call);
+    hla_status (*run)(const hla_softmax_call *call);
     /* The same of the backward pass. */
     void (*measure_backward)(hla_arena *arena, const hla_softmax_problem *problem, int threads);
-    void (*run_backward)(const hla_softmax_call *call);
+    hla_status (*run_backward)(const hla_softmax_call *call);
 } hla_softmax_entry;
 
 extern const hla_softmax_entry hla_softmax_reference, hla_softmax_baseline;
@@ -77,6 +78,6 @@ void hla_softmax_reference_query_gradient(const hla_softmax_call *call, int64_t 
 void hla_softmax_reference_key_gradient(const hla_softmax_call *call, int64_t b, int64_t j, int64_t h, double *dk,
                                         double *dv, const double *statistics, float *rows);
 void hla_softmax_reference_measure_backward(hla_arena *arena, const hla_softmax_problem *problem, int threads);
-void hla_softmax_reference_run_backward(const hla_softmax_call *call);
+hla_status hla_softmax_reference_run_backward(const hla_softmax_call *call);
 
 #endif

@@ -65,7 +65,7 @@ static void measure(hla_arena *arena, const hla_softmax_problem *problem, int th
     carve(arena, problem, threads);
 }
 
-static void run(const hla_softmax_call *call) {
+static hla_status run(const hla_softmax_call *call) {
     const hla_softmax_problem *problem = &call->problem;
     hla_arena arena = {.base = call->workspace};
     scratch all = carve(&arena, problem, call->threads);
@@ -79,10 +79,13 @@ static void run(const hla_softmax_call *call) {
                                   all.values + me * longest_vector(problem));
         hla_store_row(call->out, b, i, h, row);
     }
+    return HLA_OK;
 }
 
-const hla_softmax_entry hla_softmax_reference = {{"reference", HLA_ISA_BASELINE},
-                                                 measure,
-                                                 run,
-                                                 hla_softmax_reference_measure_backward,
-                                                 hla_softmax_reference_run_backward};
+const hla_softmax_entry hla_softmax_reference = {
+    .kernel = {.name = "reference", .isa = HLA_ISA_BASELINE},
+    .measure = measure,
+    .run = run,
+    .measure_backward = hla_softmax_reference_measure_backward,
+    .run_backward = hla_softmax_reference_run_backward,
+};

@@ -91,7 +91,7 @@ void hla_softmax_reference_measure_backward(hla_arena *arena, const hla_softmax_
     carve(arena, problem, threads);
 }
 
-void hla_softmax_reference_run_backward(const hla_softmax_call *call) {
+hla_status hla_softmax_reference_run_backward(const hla_softmax_call *call) {
     const hla_softmax_problem *problem = &call->problem;
     hla_arena arena = {.base = call->workspace};
     const scratch all = carve(&arena, problem, call->threads);
@@ -117,4 +117,5 @@ void hla_softmax_reference_run_backward(const hla_softmax_call *call) {
             hla_store_row(call->dv, b, j, h, sums + problem->dim);
         }
     }
+    return HLA_OK;
 }

@@ -15,7 +15,7 @@ mode="${1:-compare}"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
-if ! { env -u CFLAGS CC=gcc cmake -S "$root/attention" -B "$work/build" -DHLA_TESTS=OFF -DCMAKE_BUILD_TYPE=Debug \
+if ! { env -u CFLAGS CC=gcc cmake -S "$root/attention" -B "$work/build" -DHLA_TESTS=OFF -DHLA_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug \
     -DCMAKE_C_FLAGS="-ffile-prefix-map=$root/= -ffile-prefix-map=$work/build/=" &&
     cmake --build "$work/build" -j "$(nproc)"; } >"$work/log" 2>&1; then
     cat "$work/log" >&2

@@ -1,0 +1,46 @@
+/* attention/cuda/backend.h - what libhla and its plug-in for NVIDIA GPUs, libhla_cuda, agree on.
+ *
+ * The plug-in is found at run time (attention/core/device.c) and built from the same sources: it works on libhla's own
+ * structs, and is refused unless its version is libhla's. Its host code is C like libhla's; CUDA sources hold kernels
+ * and the functions that launch them, which take plain structs and return a cudaError_t as int.
+ */
+#ifndef HLA_CUDA_BACKEND_H
+#define HLA_CUDA_BACKEND_H
+
+#include "attention/core/internal.h"
+
+struct hla_hadamard_entry;
+struct hla_feature_map_entry;
+struct hla_softmax_entry;
+struct hla_stream_entry;
+
+typedef struct hla_cuda_backend {
+    const char *version; /* HLA_VERSION of the sources it was built from */
+
+    /* Fills context->device for that GPU, and sees that kernels run on it. */
+    hla_status (*open)(hla_context *context, int ordinal);
+
+    /* That the context's GPU reads and writes at this address, which is not NULL; name: of the argument. */
+    hla_status (*check_address)(hla_context *context, const char *name, const void *address);
+
+    /* Memory of the context's GPU, for objects that own some; release takes NULL. Clearing and copying wait until the
+     * device has done it. */
+    hla_status (*allocate)(hla_context *context, size_t bytes, void **memory);
+    void (*release)(hla_context *context, void *memory);
+    hla_status (*clear)(hla_context *context, void *memory, size_t bytes);
+    hla_status (*copy)(hla_context *context, void *to, const void *from,
+                       size_t bytes); /* between host and device too */
+
+    /* Kernel tables as in each operator's kernel.h, the last that runs and takes a problem is preferred; each ends with
+     * NULL. */
+    const struct hla_hadamard_entry *const *hadamard;
+    const struct hla_feature_map_entry *const *feature_map;
+    const struct hla_softmax_entry *const *softmax;
+    const struct hla_stream_entry *stream; /* NULL: all tokens go through plans */
+} hla_cuda_backend;
+
+/* The one symbol that the plug-in exports. */
+#define HLA_CUDA_ENTRY "hla_cuda_backend_get"
+typedef const hla_cuda_backend *hla_cuda_backend_getter(void);
+
+#endif

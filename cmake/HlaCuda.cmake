@@ -1,0 +1,20 @@
+# libhla_cuda, where nvcc is: the backend for NVIDIA GPUs that libhla finds at run time. HLA_CUDA=OFF leaves it out, ON insists.
+set(HLA_CUDA AUTO CACHE STRING "Build libhla_cuda: AUTO (where nvcc is found), ON or OFF")
+set(HLA_CUDA_ARCHITECTURES "80;90a;100;120" CACHE STRING "Compute capabilities to make binaries for")
+
+set(HLA_CUDA_FOUND FALSE)
+if(HLA_CUDA AND NOT HLA_SANITIZE AND NOT CMAKE_CROSSCOMPILING)
+  find_program(HLA_NVCC nvcc HINTS ${CUDAToolkit_ROOT}/bin ENV CUDA_PATH PATH_SUFFIXES bin PATHS /usr/local/cuda/bin)
+  if(HLA_NVCC)
+    set(CMAKE_CUDA_COMPILER ${HLA_NVCC})
+    set(CMAKE_CUDA_ARCHITECTURES OFF) # ours are given below, with the suffix a
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+    enable_language(CUDA)
+    find_package(CUDAToolkit 13 REQUIRED)
+    set(HLA_CUDA_FOUND TRUE)
+  elseif(HLA_CUDA STREQUAL ON)
+    message(FATAL_ERROR "HLA_CUDA is ON, but no nvcc was found")
+  else()
+    message(STATUS "libhla_cuda: skipped, no nvcc was found")
+  endif()
+endif()
