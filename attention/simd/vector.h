@@ -55,6 +55,14 @@ HLA_INLINE hla_vector hla_vector_divide(hla_vector x, hla_vector y) {
 HLA_INLINE hla_vector hla_vector_multiply_add(hla_vector x, hla_vector y, hla_vector sum) {
     return _mm512_fmadd_ps(x, y, sum);
 }
+HLA_INLINE hla_vector hla_vector_interleave_low(hla_vector x, hla_vector y) {
+    const __m512i order = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return _mm512_permutex2var_ps(x, order, y);
+}
+HLA_INLINE hla_vector hla_vector_interleave_high(hla_vector x, hla_vector y) {
+    const __m512i order = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    return _mm512_permutex2var_ps(x, order, y);
+}
 
 #elif defined(HLA_ISA_IS_AVX2)
 #include <immintrin.h>
@@ -85,6 +93,12 @@ HLA_INLINE hla_vector hla_vector_divide(hla_vector x, hla_vector y) {
 }
 HLA_INLINE hla_vector hla_vector_multiply_add(hla_vector x, hla_vector y, hla_vector sum) {
     return _mm256_fmadd_ps(x, y, sum);
+}
+HLA_INLINE hla_vector hla_vector_interleave_low(hla_vector x, hla_vector y) {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y), 0x20);
+}
+HLA_INLINE hla_vector hla_vector_interleave_high(hla_vector x, hla_vector y) {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y), 0x31);
 }
 
 #elif defined(HLA_ISA_IS_NEON)
@@ -117,6 +131,12 @@ HLA_INLINE hla_vector hla_vector_divide(hla_vector x, hla_vector y) {
 HLA_INLINE hla_vector hla_vector_multiply_add(hla_vector x, hla_vector y, hla_vector sum) {
     return vfmaq_f32(sum, x, y);
 }
+HLA_INLINE hla_vector hla_vector_interleave_low(hla_vector x, hla_vector y) {
+    return vzip1q_f32(x, y);
+}
+HLA_INLINE hla_vector hla_vector_interleave_high(hla_vector x, hla_vector y) {
+    return vzip2q_f32(x, y);
+}
 
 #else /* any compiler with vector types: SSE2 on x86-64, NEON without fused multiply-add on AArch64 */
 #define HLA_ISA_VALUE HLA_ISA_BASELINE
@@ -148,7 +168,31 @@ HLA_INLINE hla_vector hla_vector_divide(hla_vector x, hla_vector y) {
 HLA_INLINE hla_vector hla_vector_multiply_add(hla_vector x, hla_vector y, hla_vector sum) {
     return x * y + sum;
 }
+HLA_INLINE hla_vector hla_vector_interleave_low(hla_vector x, hla_vector y) {
+    return (hla_vector){x[0], y[0], x[1], y[1]};
+}
+HLA_INLINE hla_vector hla_vector_interleave_high(hla_vector x, hla_vector y) {
+    return (hla_vector){x[2], y[2], x[3], y[3]};
+}
 #endif
+
+/* row[i][j] becomes row[j][i]. Interleaving the upper half of the rows with the lower one moves the highest bit of an
+ * element's place, row by row, to the end; after as many times as a lane's number has bits row and lane are exchanged.
+ */
+HLA_INLINE void hla_vector_transpose(hla_vector row[HLA_VECTOR_WIDTH]) {
+    HLA_UNROLL(4)
+    for (int step = 1; step < HLA_VECTOR_WIDTH; step *= 2) {
+        hla_vector next[HLA_VECTOR_WIDTH];
+        HLA_UNROLL(8)
+        for (int i = 0; i < HLA_VECTOR_WIDTH / 2; i++) {
+            next[2 * i] = hla_vector_interleave_low(row[i], row[i + HLA_VECTOR_WIDTH / 2]);
+            next[2 * i + 1] = hla_vector_interleave_high(row[i], row[i + HLA_VECTOR_WIDTH / 2]);
+        }
+        HLA_UNROLL(16)
+        for (int i = 0; i < HLA_VECTOR_WIDTH; i++)
+            row[i] = next[i];
+    }
+}
 
 /* Sum of the lanes, in halves: lane i takes lane i + width/2, and so on. */
 HLA_INLINE float hla_vector_sum(hla_vector x) {

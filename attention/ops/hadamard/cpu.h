@@ -70,6 +70,69 @@ HLA_INLINE void pack_values(float *restrict panels, int64_t rows, const hla_tens
     }
 }
 
+/* Whether rows can be read and written in place by whole vectors. */
+HLA_INLINE bool whole_vectors(const hla_tensor *tensor) {
+    return tensor->dtype == HLA_F32 && tensor->stride[3] == 1 && tensor->shape[3] % HLA_VECTOR_WIDTH == 0;
+}
+
+/* Tokens from rows into lanes: lanes[t / COLUMNS][r][t % COLUMNS] = element r of row first + t [b,.,h,.], zero for
+ * count <= t < count rounded up to whole panels. */
+HLA_INLINE void pack_lane_rows(float *restrict lanes, const hla_tensor *from, int64_t b, int64_t h, int64_t first,
+                               int64_t count) {
+    int64_t columns = from->shape[3], step = from->stride[1];
+    for (int64_t t = 0; t < hla_round_up(count, HLA_TILE_COLUMNS); t += HLA_VECTOR_WIDTH) {
+        float *to = lanes + t / HLA_TILE_COLUMNS * columns * HLA_TILE_COLUMNS + t % HLA_TILE_COLUMNS;
+        bool in_place = t + HLA_VECTOR_WIDTH <= count && whole_vectors(from);
+        const float *row = in_place ? hla_tensor_row(from, b, first + t, h) : NULL;
+        for (int64_t r = 0; r < columns; r += HLA_VECTOR_WIDTH) {
+            int64_t width = hla_smaller(HLA_VECTOR_WIDTH, columns - r);
+            hla_vector rows[HLA_VECTOR_WIDTH];
+            if (in_place) {
+                HLA_UNROLL(16)
+                for (int i = 0; i < HLA_VECTOR_WIDTH; i++)
+                    rows[i] = hla_vector_load(row + i * step + r);
+            } else {
+                float part[HLA_VECTOR_WIDTH][HLA_VECTOR_WIDTH] = {{0}};
+                for (int i = 0; i < HLA_VECTOR_WIDTH && t + i < count; i++)
+                    load_row(part[i], from, b, first + t + i, h, r, width);
+                HLA_UNROLL(16)
+                for (int i = 0; i < HLA_VECTOR_WIDTH; i++)
+                    rows[i] = hla_vector_load(part[i]);
+            }
+            hla_vector_transpose(rows);
+            for (int i = 0; i < width; i++, to += HLA_TILE_COLUMNS)
+                hla_vector_store(to, rows[i]);
+        }
+    }
+}
+
+/* The way back: row first + t of `to` = lanes[t / COLUMNS][.][t % COLUMNS], where a panel has `rows` rows. */
+HLA_INLINE void write_lane_rows(const hla_tensor *to, int64_t b, int64_t h, int64_t first, int64_t count,
+                                const float *restrict lanes, int64_t rows) {
+    int64_t columns = to->shape[3], step = to->stride[3] * hla_element_size(to->dtype);
+    for (int64_t t = 0; t < count; t += HLA_VECTOR_WIDTH) {
+        const float *from = lanes + t / HLA_TILE_COLUMNS * rows * HLA_TILE_COLUMNS + t % HLA_TILE_COLUMNS;
+        bool in_place = t + HLA_VECTOR_WIDTH <= count && whole_vectors(to);
+        for (int64_t r = 0; r < columns; r += HLA_VECTOR_WIDTH) {
+            int64_t width = hla_smaller(HLA_VECTOR_WIDTH, columns - r);
+            hla_vector turned[HLA_VECTOR_WIDTH];
+            for (int i = 0; i < HLA_VECTOR_WIDTH; i++, from += HLA_TILE_COLUMNS)
+                turned[i] = i < width ? hla_vector_load(from) : hla_vector_zero();
+            hla_vector_transpose(turned);
+            for (int i = 0; i < HLA_VECTOR_WIDTH && t + i < count; i++) {
+                char *row = (char *)hla_tensor_row(to, b, first + t + i, h) + r * step;
+                if (in_place) {
+                    hla_vector_store((float *)(void *)row, turned[i]);
+                } else {
+                    float part[HLA_VECTOR_WIDTH];
+                    hla_vector_store(part, turned[i]);
+                    hla_store_floats(row, to->dtype, width, to->stride[3], part);
+                }
+            }
+        }
+    }
+}
+
 /* Writes query tokens first ... first + count - 1 of out [b,.,h,.]:
  *     normalised    sums / (denominator + epsilon), zero where that is zero
  *     otherwise     scale * sums

@@ -298,7 +298,7 @@ static void finish_keys(const plan *p, const hla_hadamard_call *call, own_memory
             add_own_block(p, call, own, pair, member, token, count);
     }
     write_folded(&p->g, place_fold(&p->g, own->sums), own->gradient.features, call->gradients.dk_features, &rows);
-    write_values(&p->g, own->sums + fold_size(&p->g), own->gradient.features, call->gradients.dv, &rows);
+    write_values(&p->g, own->sums + fold_size(&p->g), call->gradients.dv, &rows);
 }
 
 /* Keys beyond a sequence's length have no gradient. */

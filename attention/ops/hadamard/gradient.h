@@ -82,30 +82,26 @@ static gradient_scratch carve_gradient(hla_arena *arena, const geometry *g) {
 
 /* ---- packing ---- */
 
-/* to[t / COLUMNS][r][t % COLUMNS] = row[r] */
-HLA_INLINE void scatter(float *restrict to, const float *restrict row, int64_t count, int64_t t) {
-    float *column = to + t / HLA_TILE_COLUMNS * count * HLA_TILE_COLUMNS + t % HLA_TILE_COLUMNS;
-    for (int64_t r = 0; r < count; r++)
-        column[r * HLA_TILE_COLUMNS] = row[r];
+/* The Kronecker products of factors order[first] ... order[last - 1], of rank `rank`, into lanes; rows: where products
+ * of several factors are made first, [TOKENS][rank]. */
+static void pack_lane_factors(const geometry *g, float *lanes, float *rows, int64_t rank, int first, int last,
+                              const token_rows *from) {
+    if (last - first == 1) {
+        pack_lane_rows(lanes, &from->factors[g->folded.order[first]], from->b, from->h, from->first, from->count);
+        return;
+    }
+    const hla_tensor made = {rows, HLA_F32, {1, from->count, 1, rank}, {0, rank, 0, 1}};
+    for (int64_t t = 0; t < from->count; t++)
+        expand_row(rows + t * rank, &g->folded, first, last, from->factors, from->b, from->first + t, from->h);
+    pack_lane_rows(lanes, &made, 0, 0, 0, from->count);
 }
 
+/* Overwrites own->row where a factor is a product of several. */
 static void pack_lanes(const geometry *g, const gradient_scratch *own, const token_rows *from) {
-    int64_t outer = g->folded.outer, inner = g->folded.inner, width = g->problem->value_dim;
-    if (from->count < TOKENS) {
-        memset(own->lane.outer, 0, (size_t)(outer * TOKENS) * sizeof(float));
-        memset(own->lane.inner, 0, (size_t)(inner * TOKENS) * sizeof(float));
-        memset(own->lane.values, 0, (size_t)(width * TOKENS) * sizeof(float));
-    }
-    for (int64_t t = 0; t < from->count; t++) {
-        int64_t token = from->first + t;
-        expand_row(own->features, &g->folded, 0, g->folded.split, from->factors, from->b, token, from->h);
-        scatter(own->lane.outer, own->features, outer, t);
-        expand_row(own->features, &g->folded, g->folded.split, g->folded.factors, from->factors, from->b, token,
-                   from->h);
-        scatter(own->lane.inner, own->features, inner, t);
-        load_row(own->features, from->values, from->b, token, from->h, 0, width);
-        scatter(own->lane.values, own->features, width, t);
-    }
+    const fold *folded = &g->folded;
+    pack_lane_factors(g, own->lane.outer, own->row.outer, folded->outer, 0, folded->split, from);
+    pack_lane_factors(g, own->lane.inner, own->row.inner, folded->inner, folded->split, folded->factors, from);
+    pack_lane_rows(own->lane.values, from->values, from->b, from->h, from->first, from->count);
 }
 
 /* from->scales multiply the values. */
@@ -368,27 +364,22 @@ static void write_folded(const geometry *g, fold_sums sums, float *row, const hl
                  {sums.inner, folded->inner, folded->split, folded->factors}};
     for (int side = 0; side < 2; side++) {
         int first = sides[side].first, last = sides[side].last;
+        int64_t rank = sides[side].rank, rows = whole_tiles(rank);
+        if (last - first == 1) {
+            write_lane_rows(&gradients[folded->order[first]], tokens->b, tokens->h, tokens->first, tokens->count,
+                            sides[side].sums, rows);
+            continue;
+        }
         for (int64_t t = 0; t < tokens->count && first < last; t++) {
-            gather(row, sides[side].sums, whole_tiles(sides[side].rank), sides[side].rank, t);
-            int64_t token = tokens->first + t;
-            if (last - first == 1) {
-                const hla_tensor *gradient = &gradients[folded->order[first]];
-                hla_store_floats(hla_tensor_row(gradient, tokens->b, token, tokens->h), gradient->dtype,
-                                 gradient->shape[3], gradient->stride[3], row);
-            } else {
-                write_factors(g, row, first, last, gradients, tokens->factors, tokens->b, token, tokens->h);
-            }
+            gather(row, sides[side].sums, rows, rank, t);
+            write_factors(g, row, first, last, gradients, tokens->factors, tokens->b, tokens->first + t, tokens->h);
         }
     }
 }
 
-static void write_values(const geometry *g, const float *values, float *row, const hla_tensor *gradient,
-                         const token_rows *tokens) {
-    for (int64_t t = 0; t < tokens->count; t++) {
-        gather(row, values, g->value_panels * HLA_TILE_COLUMNS, gradient->shape[3], t);
-        hla_store_floats(hla_tensor_row(gradient, tokens->b, tokens->first + t, tokens->h), gradient->dtype,
-                         gradient->shape[3], gradient->stride[3], row);
-    }
+static void write_values(const geometry *g, const float *values, const hla_tensor *gradient, const token_rows *tokens) {
+    write_lane_rows(gradient, tokens->b, tokens->h, tokens->first, tokens->count, values,
+                    g->value_panels * HLA_TILE_COLUMNS);
 }
 
 #endif

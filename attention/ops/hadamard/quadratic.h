@@ -23,7 +23,7 @@ typedef struct score_block {
     const hla_hadamard_problem *problem;
     int64_t rank_sum;    /* sum_p R_p */
     int64_t count;       /* queries */
-    float *queries;      /* factor after factor: [QUERIES / HLA_TILE_ROWS][R_p][HLA_TILE_ROWS] */
+    float *queries;      /* factor after factor: [QUERIES][R_p]; rows up to a whole tile are zero */
     float *scores;       /* [SCORE_GROUP][SCORE_ROW] */
     float *sums;         /* n: [panel of V][QUERIES][HLA_TILE_COLUMNS] */
     float *denominators; /* d by lanes: [QUERIES][HLA_VECTOR_WIDTH] */
@@ -50,29 +50,11 @@ static score_block carve_score_block(hla_arena *arena, const hla_hadamard_proble
     return block;
 }
 
-/* to[t / width][r][t % width] = element r of row first + t, for t < count; zero for the other t < hla_round_up(count,
- * width) */
-static void pack_transposed(float *restrict to, int64_t width, const hla_tensor *factor, int64_t b, int64_t h,
-                            int64_t first, int64_t count) {
-    int64_t rank = factor->shape[3];
-    for (int64_t t = 0; t < hla_round_up(count, width); t++) {
-        float row[HLA_MAX_RANK];
-        if (t < count) {
-            load_row(row, factor, b, first + t, h, 0, rank);
-        } else {
-            memset(row, 0, (size_t)rank * sizeof *row);
-        }
-        float *column = to + t / width * rank * width + t % width;
-        for (int64_t r = 0; r < rank; r++)
-            column[r * width] = row[r];
-    }
-}
-
 /* Keys first ... first + count - 1 of the token axis into one block. */
 static void pack_key_block(float *to, const hla_hadamard_call *call, int64_t b, int64_t kv, int64_t first,
                            int64_t count) {
     for (int p = 0; p < call->problem->factors; p++) {
-        pack_transposed(to, HLA_TILE_COLUMNS, &call->in.k_features[p], b, kv, first, count);
+        pack_lane_rows(to, &call->in.k_features[p], b, kv, first, count);
         to += call->problem->rank[p] * KEYS;
     }
     pack_values(to, KEYS, call->in.v, b, kv, first, count);
@@ -81,19 +63,23 @@ static void pack_key_block(float *to, const hla_hadamard_call *call, int64_t b, 
 static void pack_query_block(score_block *block, const hla_hadamard_call *call, int64_t b, int64_t h, int64_t first,
                              int64_t count) {
     float *queries = block->queries;
+    int64_t padded = hla_round_up(count, HLA_TILE_ROWS);
     block->count = count;
     for (int p = 0; p < call->problem->factors; p++) {
-        pack_transposed(queries, HLA_TILE_ROWS, &call->in.q_features[p], b, h, first, count);
-        queries += call->problem->rank[p] * QUERIES;
+        int64_t rank = call->problem->rank[p];
+        for (int64_t t = 0; t < count; t++)
+            load_row(queries + t * rank, &call->in.q_features[p], b, first + t, h, 0, rank);
+        memset(queries + count * rank, 0, (size_t)((padded - count) * rank) * sizeof *queries);
+        queries += rank * QUERIES;
     }
 }
 
 /* Scores of one factor: rows are queries, steps are features. */
 static void score_store(float *c, const float *queries, const float *keys, int64_t rank) {
-    hla_tile(c, SCORE_ROW, queries, 1, HLA_TILE_ROWS, keys, rank, 2, HLA_TILE_STORE);
+    hla_tile(c, SCORE_ROW, queries, rank, 1, keys, rank, 2, HLA_TILE_STORE);
 }
 static void score_multiply(float *c, const float *queries, const float *keys, int64_t rank) {
-    hla_tile(c, SCORE_ROW, queries, 1, HLA_TILE_ROWS, keys, rank, 2, HLA_TILE_MULTIPLY);
+    hla_tile(c, SCORE_ROW, queries, rank, 1, keys, rank, 2, HLA_TILE_MULTIPLY);
 }
 
 /* Product with the values: rows are queries, steps are keys. */
