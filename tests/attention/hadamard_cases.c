@@ -51,8 +51,10 @@ const hadamard_case hadamard_cases[] = {
     {1, 1, 6, 0, 4, 1, {3}, LAYOUT_BTHD, CAUSAL},
     {1, 1, 20, 20, 200, 1, {200}, LAYOUT_BTHD, CAUSAL},
     {1, 1, 140, 140, 128, 2, {16, 24}, LAYOUT_BTHD, CAUSAL},
-    {1, 1, 9, 10, 64, 2, {64, 64}, LAYOUT_BHTD, CAUSAL}, /* several feature ranges */
+    {1, 1, 9, 10, 64, 2, {64, 64}, LAYOUT_BHTD, CAUSAL},                        /* several feature ranges */
+    {1, 2, 530, 540, 9, 2, {20, 20}, LAYOUT_BTHD, CAUSAL | GROUPED | STATEFUL}, /* the same over two spans */
     /* grouped */
+    {1, 2, 8300, 3, 5, 2, {3, 4}, LAYOUT_BTHD, GROUPED}, /* more than one chunk of queries */
     {2, 4, 21, 130, 17, 2, {7, 9}, LAYOUT_BTHD, GROUPED},
     {3, 3, 19, 33, 24, 3, {2, 5, 3}, LAYOUT_PADDED, GROUPED | LENGTHS},
     /* packed */

@@ -228,6 +228,7 @@ static void test_threads(void **unused) {
         {2, 3, 140, 270, 24, 3, {5, 6, 7}, LAYOUT_BTHD, LENGTHS},
         {1, 4, 300, 330, 12, 2, {6, 9}, LAYOUT_BTHD, STATEFUL | CAUSAL | GROUPED | PACKED},
         {1, 1, 40, 30, 64, 2, {64, 64}, LAYOUT_BTHD, STATEFUL},
+        {1, 2, 8300, 20, 5, 2, {3, 4}, LAYOUT_BTHD, GROUPED},
     };
     hla_context *const contexts[3] = {make_context(1), make_context(2), make_context(3)};
     hla_kernel_info info;

@@ -16,10 +16,6 @@
 
 #include <omp.h>
 
-enum {
-    CHUNK = 64 * TOKENS /* keys summed before the next level: equal terms lose up to half a bit's worth an addition */
-};
-
 typedef struct plan {
     const hla_hadamard_problem *problem;
     geometry g;
@@ -91,26 +87,10 @@ static void store_final(const plan *p, const hla_hadamard_call *call, const head
 /* S and z of features first ... last - 1 (first a multiple of BLOCK), summed over all keys of a pair. */
 static void build_range(const plan *p, const hla_hadamard_call *call, own_memory *own, const head_pair *pair,
                         int64_t first, int64_t last) {
-    const geometry *g = &p->g;
-    int64_t keys = pair->sequence.keys, token = pair->sequence.key_first;
-    float *state = state_of(&p->g, &p->pairs, pair), *sums = sums_of(&p->g, &p->pairs, pair);
+    const token_rows keys = key_rows(call, pair, 0, pair->sequence.keys);
     load_initial(p, call, pair, first, last);
-    for (int64_t chunk = 0; chunk < keys; chunk += CHUNK) {
-        if (chunk > 0) clear_chunk(g, &p->cut, &own->chunk);
-        for (int64_t key = chunk; key < hla_smaller(keys, chunk + CHUNK); key += TOKENS) {
-            token_rows rows = key_rows(call, pair, key, hla_smaller(TOKENS, keys - key));
-            pack_build(g, &own->block, &rows);
-            int64_t next = key + TOKENS;
-            own->block.next = plan_ahead(g, &rows, token + next, token + hla_smaller(next + TOKENS, keys),
-                                         build_steps(g, last - first));
-            if (chunk == 0) {
-                build_block(g, &own->block, state, sums, 0, first, last, &rows);
-            } else {
-                build_block(g, &own->block, own->chunk.state, own->chunk.sums, first, first, last, &rows);
-            }
-        }
-        if (chunk > 0) add_chunk(g, &own->chunk, state, sums, first, last);
-    }
+    add_chunks(&p->g, &p->cut, &own->block, &own->chunk, state_of(&p->g, &p->pairs, pair),
+               sums_of(&p->g, &p->pairs, pair), first, last, &keys, false);
     store_final(p, call, pair, first, last);
 }
 
@@ -127,6 +107,7 @@ static void query_block(const plan *p, const hla_hadamard_call *call, own_memory
     pack_query(g, &own->block, &rows);
     own->block.next = plan_ahead(g, &rows, token + next, token + hla_smaller(next + TOKENS, queries),
                                  query_steps(g, g->folded.state_rank, rows.count));
+    plan_writes(&own->block.next, NULL, 0, call->out, &rows);
     query_rows(g, &own->block, state_of(&p->g, &p->pairs, pair), sums_of(&p->g, &p->pairs, pair), 0,
                g->folded.state_rank, rows.count);
     write_rows(call, own->block.values, TOKENS, own->block.denominators, rows.b, h, rows.first, rows.count);
@@ -155,62 +136,119 @@ static void run_bidirectional(const plan *p, const hla_hadamard_call *call, own_
 
 /* ---- causal ---- */
 
+/* A block of tokens of a pair. */
+typedef struct token_block {
+    int64_t token, queries, keys; /* first token, and how many of each there are in the block */
+} token_block;
+
+static token_block block_at(const hla_hadamard_call *call, const head_pair *pair, int64_t token) {
+    int64_t queries = hla_smaller(TOKENS, pair->sequence.queries - token);
+    int64_t keys = hla_smaller(TOKENS, pair->sequence.keys - token);
+    return (token_block){token, call->out ? hla_larger(queries, 0) : 0, hla_larger(keys, 0)};
+}
+
+/* n and d of a block's queries over features first ... last - 1 of what came before the block, into `target`. */
+static void query_past(const plan *p, const hla_hadamard_call *call, scratch *target, const head_pair *pair,
+                       int64_t member, const token_block *block, int64_t first, int64_t last, bool written) {
+    const geometry *g = &p->g;
+    token_rows rows = query_rows_of(call, pair, pair->kv * p->cut.group + member, NULL, block->token, block->queries);
+    int64_t next = rows.first + TOKENS, end = pair->sequence.query_first + pair->sequence.queries;
+    pack_query(g, target, &rows);
+    target->next =
+        plan_ahead(g, &rows, next, hla_smaller(next + TOKENS, end), query_steps(g, last - first, block->queries));
+    if (written) plan_writes(&target->next, NULL, 0, call->out, &rows);
+    query_rows(g, target, state_of(g, &p->pairs, pair), sums_of(g, &p->pairs, pair), first, last, block->queries);
+}
+
+/* Adds a block's keys to features first ... last - 1. */
+static void add_keys(const plan *p, const hla_hadamard_call *call, scratch *own, const head_pair *pair,
+                     const token_block *block, int64_t first, int64_t last) {
+    const geometry *g = &p->g;
+    token_rows rows = key_rows(call, pair, block->token, block->keys);
+    add_block(g, own, state_of(g, &p->pairs, pair), sums_of(g, &p->pairs, pair), 0, first, last, &rows,
+              rows.first + TOKENS, pair->sequence.key_first + pair->sequence.keys);
+}
+
+/* Adds the keys of the queries' own block, packed, to own->block, and writes the result. */
+static void finish_queries(const plan *p, const hla_hadamard_call *call, own_memory *own, const head_pair *pair,
+                           int64_t member, const token_block *block) {
+    int64_t h = pair->kv * p->cut.group + member, b = pair->sequence.b;
+    int64_t row = pair->sequence.query_first + block->token;
+    if (block->keys > 0) {
+        pack_query_block(&own->scores, call, b, h, row, block->queries);
+        attend_block(&own->scores, own->packed, block->keys, true);
+    }
+    write_rows(call, own->block.values, TOKENS, own->block.denominators, b, h, row, block->queries);
+}
+
+static void pack_keys(const hla_hadamard_call *call, own_memory *own, const head_pair *pair, const token_block *block) {
+    if (block->keys > 0 && block->queries > 0)
+        pack_key_block(own->packed, call, pair->sequence.b, pair->kv, pair->sequence.key_first + block->token,
+                       block->keys);
+}
+
+static void clear_sums(const plan *p, const scratch *own) {
+    memset(own->values, 0, (size_t)(p->g.value_panels * TOKENS * HLA_TILE_COLUMNS) * sizeof(float));
+    memset(own->denominators, 0, TOKENS * HLA_VECTOR_WIDTH * sizeof(float));
+}
+
+/* A state in one range: the pair's blocks one after the other. */
+static void scan_pair(const plan *p, const hla_hadamard_call *call, own_memory *own, const head_pair *pair) {
+    int64_t rank = p->g.folded.state_rank, tokens = hla_larger(pair->sequence.queries, pair->sequence.keys);
+    load_initial(p, call, pair, 0, rank);
+    for (int64_t token = 0; token < tokens; token += TOKENS) {
+        token_block block = block_at(call, pair, token);
+        pack_keys(call, own, pair, &block);
+        for (int64_t member = 0; block.queries > 0 && member < p->cut.group; member++) {
+            if (has_past(call, token)) {
+                query_past(p, call, &own->block, pair, member, &block, 0, rank, true);
+            } else {
+                clear_sums(p, &own->block);
+            }
+            finish_queries(p, call, own, pair, member, &block);
+        }
+        if (block.keys > 0) add_keys(p, call, &own->block, pair, &block, 0, rank);
+    }
+    store_final(p, call, pair, 0, rank);
+}
+
 /* Goes through the span's blocks with one feature range: what the queries see of the keys before their block, then the
  * block's keys join S. */
 static void scan_range(const plan *p, const hla_hadamard_call *call, own_memory *own, const head_pair *pair,
                        int64_t span, int64_t range) {
-    const geometry *g = &p->g;
-    int64_t first = range * p->cut.range, last = hla_smaller(first + p->cut.range, g->folded.state_rank);
-    float *state = state_of(&p->g, &p->pairs, pair), *sums = sums_of(&p->g, &p->pairs, pair);
+    int64_t first = range * p->cut.range, last = hla_smaller(first + p->cut.range, p->g.folded.state_rank);
     if (span == 0) load_initial(p, call, pair, first, last);
-    own->block.next = (ahead){0};
-    for (int64_t block = 0; block < SPAN_BLOCKS; block++) {
-        int64_t token = (span * SPAN_BLOCKS + block) * TOKENS;
-        int64_t queries = call->out ? hla_smaller(TOKENS, pair->sequence.queries - token) : 0;
-        for (int64_t member = 0; queries > 0 && has_past(call, token) && member < p->cut.group; member++) {
-            token_rows rows = query_rows_of(call, pair, pair->kv * p->cut.group + member, NULL, token, queries);
+    for (int64_t i = 0; i < SPAN_BLOCKS; i++) {
+        token_block block = block_at(call, pair, (span * SPAN_BLOCKS + i) * TOKENS);
+        bool queried = block.queries > 0 && has_past(call, block.token);
+        for (int64_t member = 0; queried && member < p->cut.group; member++) {
             scratch target = own->block;
-            target.values = partial_of(&p->cut, &p->partial, pair, member, range, block);
+            target.values = partial_of(&p->cut, &p->partial, pair, member, range, i);
             target.denominators = target.values + p->partial.size - TOKENS * HLA_VECTOR_WIDTH;
-            pack_query(g, &target, &rows);
-            query_rows(g, &target, state, sums, first, last, queries);
+            query_past(p, call, &target, pair, member, &block, first, last, false);
         }
-        int64_t keys = hla_smaller(TOKENS, pair->sequence.keys - token);
-        if (keys > 0) {
-            token_rows rows = key_rows(call, pair, token, keys);
-            pack_build(g, &own->block, &rows);
-            build_block(g, &own->block, state, sums, 0, first, last, &rows);
-        }
+        if (block.keys > 0) add_keys(p, call, &own->block, pair, &block, first, last);
     }
     if ((span + 1) * SPAN_BLOCKS * TOKENS >= pair->sequence.keys) store_final(p, call, pair, first, last);
 }
 
 /* Adds up what scan_range left of a query block, and the keys of its own block. */
 static void finish_block(const plan *p, const hla_hadamard_call *call, own_memory *own, const head_pair *pair,
-                         int64_t member, int64_t span, int64_t block) {
-    const geometry *g = &p->g;
-    int64_t token = (span * SPAN_BLOCKS + block) * TOKENS,
-            queries = hla_smaller(TOKENS, pair->sequence.queries - token);
-    if (queries <= 0) return;
-    int64_t h = pair->kv * p->cut.group + member, b = pair->sequence.b, row = pair->sequence.query_first + token;
-    int64_t sums = g->value_panels * TOKENS * HLA_TILE_COLUMNS, lanes = TOKENS * HLA_VECTOR_WIDTH;
-    memset(own->block.values, 0, (size_t)sums * sizeof(float));
-    memset(own->block.denominators, 0, (size_t)lanes * sizeof(float));
-    for (int64_t range = 0; has_past(call, token) && range < p->cut.ranges; range++) {
-        const float *from = partial_of(&p->cut, &p->partial, pair, member, range, block);
+                         int64_t member, int64_t span, int64_t i) {
+    token_block block = block_at(call, pair, (span * SPAN_BLOCKS + i) * TOKENS);
+    if (block.queries == 0) return;
+    int64_t lanes = TOKENS * HLA_VECTOR_WIDTH, sums = p->partial.size - lanes;
+    clear_sums(p, &own->block);
+    for (int64_t range = 0; has_past(call, block.token) && range < p->cut.ranges; range++) {
+        const float *from = partial_of(&p->cut, &p->partial, pair, member, range, i);
         add_floats(own->block.values, from, sums);
         add_floats(own->block.denominators, from + sums, lanes);
     }
-    int64_t keys = hla_smaller(TOKENS, pair->sequence.keys - token);
-    if (keys > 0) {
-        pack_query_block(&own->scores, call, b, h, row, queries);
-        pack_key_block(own->packed, call, b, pair->kv, pair->sequence.key_first + token, keys);
-        attend_block(&own->scores, own->packed, keys, true);
-    }
-    write_rows(call, own->block.values, TOKENS, own->block.denominators, b, h, row, queries);
+    pack_keys(call, own, pair, &block);
+    finish_queries(p, call, own, pair, member, &block);
 }
 
-static void run_causal(const plan *p, const hla_hadamard_call *call, own_memory *own, int64_t wave) {
+static void run_spans(const plan *p, const hla_hadamard_call *call, own_memory *own, int64_t wave) {
     const spans *cut = &p->cut;
     int64_t pairs = wave_pairs(cut, wave);
     int64_t blocks_in_all = wave_blocks(cut, call, wave, true, true);
@@ -227,6 +265,18 @@ static void run_causal(const plan *p, const hla_hadamard_call *call, own_memory 
             head_pair pair = pair_of(cut, call, wave, unit / blocks);
             finish_block(p, call, own, &pair, unit % blocks / SPAN_BLOCKS, span, unit % SPAN_BLOCKS);
         }
+    }
+}
+
+static void run_causal(const plan *p, const hla_hadamard_call *call, own_memory *own, int64_t wave) {
+    if (p->cut.ranges > 1) {
+        run_spans(p, call, own, wave);
+        return;
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t slot = 0; slot < wave_pairs(&p->cut, wave); slot++) {
+        head_pair pair = pair_of(&p->cut, call, wave, slot);
+        scan_pair(p, call, own, &pair);
     }
 }
 

@@ -14,10 +14,7 @@
 
 #include <omp.h>
 
-enum {
-    CHUNK = 32 * PAIR_TOKENS, /* keys summed before the next level, as in cpu_state.c */
-    LEAST_RANK = 32
-};
+enum { LEAST_RANK = 32 };
 
 typedef struct plan {
     const hla_hadamard_problem *problem;
@@ -114,6 +111,7 @@ static void query_block(const plan *p, const hla_hadamard_call *call, own_memory
     pack_pair_query(g, &own->block, &rows);
     own->block.next = plan_ahead(g, &rows, token + next, token + hla_smaller(next + TOKENS, queries),
                                  query_steps(g, g->folded.state_rank, rows.count));
+    plan_writes(&own->block.next, NULL, 0, call->out, &rows);
     if (p->rounds_query) {
         query_pairs(g, &own->pairs, &own->block, state_of(&p->g, &p->pairs, pair), sums_of(&p->g, &p->pairs, pair),
                     rows.count);

@@ -162,7 +162,7 @@ HLA_INLINE void fold_gradients(const geometry *g, const float *u, const float *z
         float *outer_sum = outer_sums + o * HLA_TILE_COLUMNS;
         for (int64_t lane = 0; lane < HLA_TILE_COLUMNS; lane += HLA_VECTOR_WIDTH) {
             hla_vector x = hla_vector_load(outer + o * HLA_TILE_COLUMNS + lane);
-            hla_vector sum = hla_vector_load(outer_sum + lane);
+            hla_vector sum = hla_vector_zero();
             for (int64_t k = 0; k < width; k++) {
                 int64_t at = (i + k) * HLA_TILE_COLUMNS + lane;
                 hla_vector gradient =
@@ -170,7 +170,7 @@ HLA_INLINE void fold_gradients(const geometry *g, const float *u, const float *z
                 sum = hla_vector_multiply_add(gradient, hla_vector_load(inner + at), sum);
                 hla_tile_finish(inner_sums + at, hla_vector_multiply(gradient, x), HLA_TILE_ADD);
             }
-            hla_vector_store(outer_sum + lane, sum);
+            hla_tile_finish(outer_sum + lane, sum, HLA_TILE_ADD);
         }
         done += width;
     }
@@ -195,12 +195,18 @@ static void value_tile(float *c, const float *state, const float *phi, int64_t f
     hla_tile(c, HLA_TILE_COLUMNS, state, 1, HLA_TILE_COLUMNS, phi, features, 2, HLA_TILE_ADD);
 }
 
+/* Register tiles, those of the values aside, of one contract_block. */
+HLA_INLINE int64_t contract_steps(int64_t features, int64_t tokens) {
+    return (features + HLA_TILE_ROWS - 1) / HLA_TILE_ROWS * panel_count(tokens);
+}
+
 /* What a block of packed lanes gets from features first ... last - 1 of a state (first a multiple of BLOCK), added to
  * `sums`, and
  *     queries (values NULL)   to z_sums the same with u_t[f] = z[f]
  *     keys (z_sums NULL)      u_t[f] = z[f] + ..., and values[x] = sum_f phi_t[f] S[f][x] */
-static void contract_block(const geometry *g, const gradient_scratch *own, float *state, const float *z, int64_t first,
-                           int64_t last, int64_t tokens, fold_sums sums, const fold_sums *z_sums, float *values) {
+static void contract_block(const geometry *g, const gradient_scratch *own, ahead *next, float *state, const float *z,
+                           int64_t first, int64_t last, int64_t tokens, fold_sums sums, const fold_sums *z_sums,
+                           float *values) {
     int64_t outer = g->folded.outer, inner = g->folded.inner, width = g->problem->value_dim;
     int64_t outer_rows = whole_tiles(outer), inner_rows = whole_tiles(inner),
             padded = g->value_panels * HLA_TILE_COLUMNS;
@@ -213,6 +219,7 @@ static void contract_block(const geometry *g, const gradient_scratch *own, float
             const float *lane_values = own->lane.values + panel * width * HLA_TILE_COLUMNS;
             int64_t outer_at = panel * outer_rows * HLA_TILE_COLUMNS, inner_at = panel * inner_rows * HLA_TILE_COLUMNS;
             for (int64_t row = 0; row < features; row += HLA_TILE_ROWS) {
+                fetch_ahead(next);
                 contract_tile(own->gradients + row * HLA_TILE_COLUMNS, block + row * HLA_TILE_COLUMNS,
                               z_sums ? NULL : z + f + row, lane_values, width);
             }

@@ -13,7 +13,8 @@
 enum {
     SPAN_BLOCKS = 4,       /* blocks of TOKENS a span */
     WAVE_BYTES = 64 << 20, /* of what pairs of a wave take together */
-    UNITS = 8              /* units of work wanted at least where ranges do not depend on threads */
+    UNITS = 4              /* units of work wanted at least where ranges do not depend on threads: more ranges mean more
+                              packing, and a state in one range needs no partial sums */
 };
 
 typedef struct spans {
@@ -39,6 +40,7 @@ static spans cut_spans(const geometry *g, int64_t state_floats, int64_t block_fl
     cut.range = hla_smaller(hla_larger(cached, BLOCK), hla_round_up(hla_larger(shared, 1), BLOCK));
     cut.ranges = (rank + cut.range - 1) / cut.range;
     int64_t partial = saturating_product(saturating_product(block_floats, cut.group * SPAN_BLOCKS), cut.ranges);
+    if (cut.ranges == 1) partial = 0;
     int64_t floats = state_floats < INT64_MAX - partial ? state_floats + partial : INT64_MAX;
     cut.wave = hla_smaller(cut.pairs, hla_larger(WAVE_BYTES / (int64_t)sizeof(float) / floats, 2));
     cut.waves = (cut.pairs + cut.wave - 1) / cut.wave;
@@ -119,7 +121,7 @@ HLA_INLINE float *sums_of(const geometry *g, const states *of, const head_pair *
     return of->sums + pair->slot * g->sum_size;
 }
 
-/* ---- partial sums: a piece for each query head, range and block of a span ---- */
+/* ---- partial sums: a piece for each query head, range and block of a span; none where a state is one range ---- */
 
 typedef struct partials {
     float *memory; /* [wave][group][ranges][SPAN_BLOCKS][size] */
@@ -127,7 +129,7 @@ typedef struct partials {
 } partials;
 
 HLA_INLINE partials take_partials(hla_arena *arena, const spans *cut, int64_t size) {
-    int64_t pieces = cut->wave * cut->group * cut->ranges * SPAN_BLOCKS;
+    int64_t pieces = cut->ranges > 1 ? cut->wave * cut->group * cut->ranges * SPAN_BLOCKS : 0;
     return (partials){hla_arena_take(arena, saturating_product(pieces, size), sizeof(float)), size};
 }
 
@@ -162,6 +164,51 @@ HLA_INLINE void add_chunk(const geometry *g, const chunk_sums *chunk, float *sta
     int64_t whole = hla_round_up(last - first, BLOCK);
     add_floats(state_row(g, state, first), chunk->state, whole / BLOCK * g->block_size);
     add_floats(sums + first, chunk->sums, whole);
+}
+
+/* ---- adding tokens to a range ---- */
+
+enum {
+    CHUNK = 64 * TOKENS /* keys summed before the next level: equal terms lose up to half a bit's worth an addition */
+};
+
+/* Adds a block of tokens to features first ... last - 1 of state and sums, which begin with feature `start`; first is a
+ * multiple of BLOCK. The block that begins with token `next` is asked for meanwhile, as far as it lies before `end`. */
+static void add_block(const geometry *g, scratch *own, float *state, float *sums, int64_t start, int64_t first,
+                      int64_t last, const token_rows *rows, int64_t next, int64_t end) {
+    pack_build(g, own, rows);
+    own->next = plan_ahead(g, rows, next, hla_smaller(next + TOKENS, end), build_steps(g, last - first));
+    build_block(g, own, state, sums, start, first, last, rows);
+}
+
+/* Adds any number of tokens, block by block. */
+static void add_tokens(const geometry *g, scratch *own, float *state, float *sums, int64_t start, int64_t first,
+                       int64_t last, const token_rows *rows) {
+    int64_t end = rows->first + rows->count;
+    for (int64_t done = 0; done < rows->count; done += TOKENS) {
+        token_rows block = *rows;
+        block.first += done, block.count = hla_smaller(TOKENS, rows->count - done);
+        if (rows->scales) block.scales += done, block.sum_weights += done;
+        add_block(g, own, state, sums, start, first, last, &block, block.first + TOKENS, end);
+    }
+}
+
+/* The same by chunks. begun: whether the state holds sums of tokens already; else the first chunk needs no sums of its
+ * own. state and sums begin with feature 0. */
+static void add_chunks(const geometry *g, const spans *cut, scratch *own, const chunk_sums *chunk, float *state,
+                       float *sums, int64_t first, int64_t last, const token_rows *rows, bool begun) {
+    for (int64_t done = 0; done < rows->count; done += CHUNK) {
+        token_rows part = *rows;
+        part.first += done, part.count = hla_smaller(CHUNK, rows->count - done);
+        if (rows->scales) part.scales += done, part.sum_weights += done;
+        if (!begun && done == 0) {
+            add_tokens(g, own, state, sums, 0, first, last, &part);
+            continue;
+        }
+        clear_chunk(g, cut, chunk);
+        add_tokens(g, own, chunk->state, chunk->sums, first, first, last, &part);
+        add_chunk(g, chunk, state, sums, first, last);
+    }
 }
 
 #endif

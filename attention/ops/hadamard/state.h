@@ -91,12 +91,18 @@ typedef struct token_rows {
     const float *sum_weights; /* [count], s_t; NULL: 1 */
 } token_rows;
 
-/* Tokens that are wanted next, asked of memory a few at a time while others are computed with. */
-typedef struct ahead {
-    const hla_tensor *factors, *values; /* values: NULL for queries */
+/* Rows to be asked of memory. */
+typedef struct row_queue {
+    const hla_tensor *factors, *values; /* values may be NULL, factors where there are none */
     int factor_count;
-    int64_t b, h, token, last; /* token ... last - 1 are still to be asked for */
-    int64_t per_step;
+    int64_t token, last; /* token ... last - 1 are still to be asked for */
+} row_queue;
+
+/* What is wanted next, asked of memory a few rows at a time while others are computed with. */
+typedef struct ahead {
+    row_queue read;  /* the next block of tokens */
+    row_queue write; /* where the results of this one go */
+    int64_t b, h, per_step;
 } ahead;
 
 /* Of one thread. */
@@ -192,29 +198,46 @@ static void pack_factors(const geometry *g, const scratch *own, const token_rows
 
 /* ---- reading ahead ---- */
 
-/* Tokens first ... last - 1 of a head, asked for in as many steps. */
+/* Tokens first ... last - 1 of a head, at most a block, asked for in as many steps. */
 static ahead plan_ahead(const geometry *g, const token_rows *rows, int64_t first, int64_t last, int64_t steps) {
-    int64_t tokens = hla_larger(last - first, 0);
-    return (ahead){rows->factors, rows->values, g->folded.factors,           rows->b, rows->h,
-                   first,         last,         (tokens + steps - 1) / steps};
+    return (ahead){.read = {rows->factors, rows->values, g->folded.factors, first, last},
+                   .b = rows->b,
+                   .h = rows->h,
+                   .per_step = (TOKENS + steps - 1) / steps};
+}
+
+/* And the rows that this block's tokens are going to be written to. */
+static void plan_writes(ahead *next, const hla_tensor *factors, int factor_count, const hla_tensor *values,
+                        const token_rows *rows) {
+    next->write = (row_queue){factors, values, factor_count, rows->first, rows->first + rows->count};
 }
 
 /* Always inlined: gcc takes a function that does nothing but prefetch for one without effect and drops its calls. */
-HLA_INLINE void fetch_row(const hla_tensor *tensor, int64_t b, int64_t t, int64_t h) {
+HLA_INLINE void fetch_row(const hla_tensor *tensor, int64_t b, int64_t t, int64_t h, bool write) {
     const char *row = hla_tensor_row(tensor, b, t, h);
     int64_t bytes = tensor->stride[3] == 1 ? tensor->shape[3] * hla_element_size(tensor->dtype) : 0;
-    for (int64_t line = 0; line < bytes; line += CACHE_LINE)
-        __builtin_prefetch(row + line, 0, 2); /* to read, into the second-level cache */
+    for (int64_t line = 0; line < bytes; line += CACHE_LINE) {
+        if (write) {
+            __builtin_prefetch(row + line, 1, 2);
+        } else {
+            __builtin_prefetch(row + line, 0, 2); /* into the second-level cache */
+        }
+    }
+}
+
+HLA_INLINE void fetch_rows(row_queue *queue, const ahead *next, bool write) {
+    for (int64_t end = hla_smaller(queue->token + next->per_step, queue->last); queue->token < end; queue->token++) {
+        for (int p = 0; p < queue->factor_count; p++)
+            fetch_row(&queue->factors[p], next->b, queue->token, next->h, write);
+        if (queue->values) fetch_row(queue->values, next->b, queue->token, next->h, write);
+    }
 }
 
 /* One step, of which there is one before each register tile: a few rows then cost nothing, and a whole block at once
  * would wait as long as reading it. */
 HLA_INLINE void fetch_ahead(ahead *next) {
-    for (int64_t end = hla_smaller(next->token + next->per_step, next->last); next->token < end; next->token++) {
-        for (int p = 0; p < next->factor_count; p++)
-            fetch_row(&next->factors[p], next->b, next->token, next->h);
-        if (next->values) fetch_row(next->values, next->b, next->token, next->h);
-    }
+    fetch_rows(&next->read, next, false);
+    fetch_rows(&next->write, next, true);
 }
 
 /* ---- build ---- */
