@@ -10,6 +10,10 @@
  *
  *     h = x                                   or, with one hidden layer,  h = x + relu(U x + c)
  *     y = act(W h + b)
+ *
+ * With problem.rope, x first is turned by its token's position (rotary position embedding: Su et al., "RoFormer", arXiv
+ * 2104.09864): each pair (x[2i], x[2i+1]) becomes (c x[2i] - s x[2i+1], s x[2i] + c x[2i+1]), where c and s are the
+ * cosine and sine that the table has for token and pair.
  */
 #ifndef HLA_FEATURE_MAP_H
 #define HLA_FEATURE_MAP_H
@@ -42,6 +46,8 @@ typedef struct hla_feature_map_problem {
     float floor;        /* relu only; default 1e-3 */
     bool is_query;      /* exp only: subtract the row's own maximum instead of shift */
     float shift;        /* exp keys only: a constant for all tokens of a head; cancels in n/d */
+    const float *rope;  /* NULL (default), or [T,D/2,2], contiguous: for each token and pair a cosine and a sine, the
+                           same in all batch entries and heads; owned by the caller, read by each call. D is even */
     const char *kernel; /* force an entry of the kernel table by name; NULL: best this machine runs.
                            The environment variable HLA_FEATURE_MAP_KERNEL does the same. */
 } hla_feature_map_problem;
@@ -76,6 +82,9 @@ typedef struct hla_feature_map_weight_gradients {
  *     du = act'(u) e     dW = sum du h^T     db = sum du     dh = W^T du
  *     dx = dh            or, with the hidden layer and z = U x + c,
  *     dz = dh where z > 0, else 0            dU = sum dz x^T     dc = sum dz     dx = dh + U^T dz
+ *
+ * where x stands for the turned x if there is problem.rope, whose gradient is turned back (by the transposed matrix of
+ * each pair) to give dx.
  *
  * relu has the slope 0 at 0. exp for queries is differentiated as it is computed: the row's maximum is subtracted, so
  * the feature that holds it (the first such) also receives -sum_r y_r e_r; in normalised attention, where the shift

@@ -7,20 +7,22 @@
 
 typedef struct shape {
     int64_t b, t, h, d, r;
-    bool hidden, bias;
+    bool hidden, bias, rope;
 } shape;
 
 static const shape shapes[] = {
-    {1, 1, 1, 1, 1, false, false},   {1, 1, 2, 3, 5, false, true},    {2, 7, 3, 5, 3, true, true},
-    {1, 33, 2, 64, 16, false, true}, {1, 40, 1, 65, 33, true, true},  {1, 9, 1, 128, 128, false, false},
-    {1, 13, 2, 16, 40, true, false}, {1, 10, 1, 256, 20, true, true},
+    {1, 1, 1, 1, 1, false, false, false},  {1, 1, 2, 3, 5, false, true, false},
+    {2, 7, 3, 5, 3, true, true, false},    {1, 33, 2, 64, 16, false, true, true},
+    {1, 40, 1, 65, 33, true, true, false}, {1, 9, 1, 128, 128, false, false, false},
+    {1, 13, 2, 16, 40, true, false, true}, {1, 10, 1, 256, 20, true, true, false},
+    {2, 35, 2, 6, 7, false, true, true},   {1, 34, 1, 62, 18, true, true, true},
 };
 
 /* One problem with its inputs. */
 typedef struct setting {
     hla_feature_map_problem problem;
     array x, out;
-    float *weight, *bias, *hidden_weight, *hidden_bias;
+    float *weight, *bias, *hidden_weight, *hidden_bias, *rope;
     hla_feature_map_call call;
 } setting;
 
@@ -39,6 +41,7 @@ static void setting_make(setting *s, const shape *sizes, hla_activation activati
     if (sizes->bias) s->bias = floats_random(sizes->h * sizes->r, 1, &seed);
     if (sizes->hidden) s->hidden_weight = floats_random(sizes->h * sizes->d * sizes->d, spread, &seed);
     if (sizes->hidden && sizes->bias) s->hidden_bias = floats_random(sizes->h * sizes->d, 1, &seed);
+    if (sizes->rope) p->rope = s->rope = floats_random(sizes->t * sizes->d, 1, &seed);
     s->call = (hla_feature_map_call){.problem = *p,
                                      .out = &s->out.view,
                                      .x = &s->x.view,
@@ -48,7 +51,7 @@ static void setting_make(setting *s, const shape *sizes, hla_activation activati
 
 static void setting_free(setting *s) {
     array_free(&s->x), array_free(&s->out);
-    free(s->weight), free(s->bias), free(s->hidden_weight), free(s->hidden_bias);
+    free(s->weight), free(s->bias), free(s->hidden_weight), free(s->hidden_bias), free(s->rope);
 }
 
 static int64_t output_count(const setting *s) {
@@ -95,15 +98,22 @@ static double *oracle(const setting *s) {
         int64_t d = p->dim, r = p->rank;                                                                               \
         double *out = calloc((size_t)output_count(s), sizeof *out), *place = out;                                      \
         real *x = calloc((size_t)d, sizeof *x), *u = calloc((size_t)r, sizeof *u);                                     \
-        assert_true(out &&x);                                                                                          \
+        real *turned = calloc((size_t)d, sizeof *turned);                                                              \
+        assert_true(out &&x &&u &&turned);                                                                             \
         for (int64_t row = 0; row < p->batch * p->tokens * p->heads; row++, place += r) {                              \
             int64_t b = row / p->heads / p->tokens, t = row / p->heads % p->tokens, h = row % p->heads;                \
             for (int64_t i = 0; i < d; i++) {                                                                          \
+                real own = (real)get(&s->x.view, b, t, h, i);                                                          \
+                real other = i + 1 < d || i % 2 == 1 ? (real)get(&s->x.view, b, t, h, i ^ 1) : 0;                      \
+                const float *turn = s->rope ? s->rope + t * d + (i & ~INT64_C(1)) : NULL;                              \
+                turned[i] = turn ? (real)turn[0] * own + (i % 2 == 1 ? 1 : -1) * (real)turn[1] * other : own;          \
+            }                                                                                                          \
+            for (int64_t i = 0; i < d; i++) {                                                                          \
                 real sum = 0;                                                                                          \
                 for (int64_t j = 0; s->hidden_weight && j < d; j++)                                                    \
-                    sum += (real)s->hidden_weight[(h * d + i) * d + j] * (real)get(&s->x.view, b, t, h, j);            \
+                    sum += (real)s->hidden_weight[(h * d + i) * d + j] * turned[j];                                    \
                 sum += s->hidden_bias ? (real)s->hidden_bias[h * d + i] : 0;                                           \
-                x[i] = (real)get(&s->x.view, b, t, h, i) + (sum > 0 ? sum : 0);                                        \
+                x[i] = turned[i] + (sum > 0 ? sum : 0);                                                                \
             }                                                                                                          \
             real largest = -FLT_MAX, total = 0;                                                                        \
             for (int64_t i = 0; i < r; i++) {                                                                          \
@@ -117,7 +127,7 @@ static double *oracle(const setting *s) {
             for (int64_t i = 0; i < r; i++)                                                                            \
                 place[i] = (double)name##_activation(u[i], largest, total, p);                                         \
         }                                                                                                              \
-        free(x), free(u);                                                                                              \
+        free(x), free(u), free(turned);                                                                                \
         return out;                                                                                                    \
     }
 
@@ -214,7 +224,7 @@ static void check_threads(const shape *sizes, hla_activation activation) {
 
 static void test_any_number_of_threads_gives_the_same_bits(void **state) {
     (void)state;
-    const shape many = {2, 101, 3, 32, 24, true, true}, few = {1, 2, 1, 3, 2, false, true};
+    const shape many = {2, 101, 3, 32, 24, true, true, true}, few = {1, 2, 1, 3, 2, false, true, false};
     check_threads(&many, HLA_ACTIVATION_RELU);
     check_threads(&many, HLA_ACTIVATION_SOFTMAX);
     check_threads(&few, HLA_ACTIVATION_EXP);

@@ -44,6 +44,9 @@ SPOIL(out_of_other_shape, e->out->shape[1] = 6)
 SPOIL(out_overlaps_itself, e->out->stride[2] = 1)
 SPOIL(x_is_out, e->x->data = e->out->data)
 SPOIL(odd_pointer, e->x->data = (char *)e->x->data + 2)
+SPOIL(odd_dim, e->problem->dim = 3; e->problem->rope = e->weight)
+SPOIL(rope_is_out, e->problem->rope = e->out->data)
+SPOIL(nan_in_rope, e->weight[19] = NAN; e->problem->rope = e->weight; e->weights->weight = e->weight + 20)
 SPOIL(no_weights, e->weights = NULL)
 SPOIL(no_weight, e->weights->weight = NULL)
 SPOIL(lone_hidden_bias, e->weights->hidden_weight = NULL)
@@ -81,6 +84,9 @@ static const execution_case cases[] = {
     {out_overlaps_itself, HLA_ERROR_ARGUMENT, "out overlaps itself"},
     {x_is_out, HLA_ERROR_ARGUMENT, "out overlaps x"},
     {odd_pointer, HLA_ERROR_ARGUMENT, "x.data is not aligned"},
+    {odd_dim, HLA_ERROR_ARGUMENT, "problem.dim is 3, wanted an even number with problem.rope"},
+    {rope_is_out, HLA_ERROR_ARGUMENT, "out overlaps problem.rope"},
+    {nan_in_rope, HLA_ERROR_NOT_FINITE, "problem.rope holds NaN or infinity"},
     {no_weights, HLA_ERROR_ARGUMENT, "weights is NULL"},
     {no_weight, HLA_ERROR_ARGUMENT, "weights.weight is NULL"},
     {lone_hidden_bias, HLA_ERROR_ARGUMENT, "weights.hidden_bias is given without weights.hidden_weight"},
@@ -107,7 +113,7 @@ static void test_bad_arguments(void **state) {
         array x = array_random(LAYOUT_BTHD, HLA_F32, 2, 5, 3, 4, 1, &seed);
         array out = array_poisoned(LAYOUT_BTHD, HLA_F32, 2, 5, 3, 6);
         /* [3,6,4], [3,6], [3,4,4], [3,4] */
-        float *weight = floats_random(72, 1, &seed), *bias = floats_random(18, 1, &seed);
+        float *weight = floats_random(92, 1, &seed), *bias = floats_random(18, 1, &seed);
         float *hidden_weight = floats_random(48, 1, &seed), *hidden_bias = floats_random(12, 1, &seed);
         hla_feature_map_weights weights = {weight, bias, hidden_weight, hidden_bias};
         execution e = {&problem, &out.view, &x.view, &weights, weight, bias, hidden_weight, hidden_bias};

@@ -7,13 +7,15 @@
 
 typedef struct shape {
     int64_t b, t, h, d, r;
-    bool hidden, bias;
+    bool hidden, bias, rope;
 } shape;
 
 static const shape shapes[] = {
-    {1, 1, 1, 1, 1, false, false},   {1, 1, 2, 3, 5, false, true},    {2, 7, 3, 5, 3, true, true},
-    {1, 70, 2, 64, 16, false, true}, {1, 40, 1, 65, 33, true, true},  {1, 9, 1, 128, 128, false, false},
-    {3, 33, 2, 16, 40, true, false}, {1, 10, 1, 256, 20, true, true},
+    {1, 1, 1, 1, 1, false, false, false},  {1, 1, 2, 3, 5, false, true, false},
+    {2, 7, 3, 5, 3, true, true, false},    {1, 70, 2, 64, 16, false, true, true},
+    {1, 40, 1, 65, 33, true, true, false}, {1, 9, 1, 128, 128, false, false, false},
+    {3, 33, 2, 16, 40, true, false, true}, {1, 10, 1, 256, 20, true, true, false},
+    {2, 37, 1, 18, 6, true, true, true},
 };
 
 enum { WEIGHTS = 4, GRADIENTS = WEIGHTS + 1 }; /* weight, bias, hidden_weight, hidden_bias; dx is the fifth */
@@ -22,7 +24,7 @@ static const char *const gradient_names[GRADIENTS] = {"dweight", "dbias", "dhidd
 /* One problem with its inputs; weights[i].view.data is NULL where there is none. */
 typedef struct setting {
     hla_feature_map_problem problem;
-    array x, d_out, weights[WEIGHTS];
+    array x, d_out, weights[WEIGHTS], rope;
     array_layout layout;
     hla_feature_map_call call;
 } setting;
@@ -49,12 +51,14 @@ static void setting_make(setting *s, const shape *n, hla_activation activation, 
     if (n->bias) s->weights[1] = array_random(LAYOUT_BTHD, HLA_F32, 1, 1, n->h, n->r, 1, &seed);
     if (n->hidden) s->weights[2] = array_random(LAYOUT_BTHD, HLA_F32, 1, n->h, n->d, n->d, spread, &seed);
     if (n->hidden && n->bias) s->weights[3] = array_random(LAYOUT_BTHD, HLA_F32, 1, 1, n->h, n->d, 1, &seed);
+    if (n->rope) s->rope = array_random(LAYOUT_BTHD, HLA_F32, 1, 1, n->t, n->d, 1, &seed);
+    p->rope = s->rope.view.data;
     s->call = (hla_feature_map_call){.problem = *p, .out = &s->d_out.view, .x = &s->x.view, .threads = 1};
     point_at_weights(s);
 }
 
 static void setting_free(setting *s) {
-    array_free(&s->x), array_free(&s->d_out);
+    array_free(&s->x), array_free(&s->d_out), array_free(&s->rope);
     for (int i = 0; i < WEIGHTS; i++)
         array_free(&s->weights[i]);
 }
@@ -157,6 +161,7 @@ static void make_smooth(setting *s, const shape *n, hla_activation activation) {
         if (seed > 1) setting_free(s);
         setting_make(s, n, activation, HLA_F32, LAYOUT_BTHD, seed);
         round_to_grid(&s->x);
+        if (s->rope.view.data) round_to_grid(&s->rope);
         for (int i = 0; i < WEIGHTS; i++) {
             if (s->weights[i].view.data) round_to_grid(&s->weights[i]);
         }
@@ -168,7 +173,7 @@ static void make_smooth(setting *s, const shape *n, hla_activation activation) {
 static void test_reference_against_finite_differences(void **state) {
     (void)state;
     static const shape small[] = {
-        {1, 2, 2, 3, 4, false, true}, {2, 1, 1, 4, 3, true, true}, {1, 2, 1, 2, 3, true, false}};
+        {1, 2, 2, 3, 4, false, true, false}, {2, 1, 1, 4, 3, true, true, true}, {1, 2, 1, 2, 3, true, false, true}};
     for (int trial = 0; trial < 3 * HLA_ACTIVATIONS; trial++) {
         setting s;
         hla_activation activation = (hla_activation)(trial / 3);
@@ -198,7 +203,7 @@ static void test_conventions_at_kinks(void **state) {
     (void)state;
     for (int is_exp = 0; is_exp < 2; is_exp++) {
         setting s;
-        setting_make(&s, &(shape){1, 1, 1, 2, 2, false, true}, is_exp ? HLA_ACTIVATION_EXP : HLA_ACTIVATION_RELU,
+        setting_make(&s, &(shape){1, 1, 1, 2, 2, false, true, false}, is_exp ? HLA_ACTIVATION_EXP : HLA_ACTIVATION_RELU,
                      HLA_F32, LAYOUT_BTHD, 5);
         for (int i = 0; i < 2; i++) /* both features are the same: 0 */
             memset(s.weights[i].block, 0, s.weights[i].bytes);
@@ -272,6 +277,15 @@ static float dot(const float *a, const float *b, int64_t count, int64_t step) {
     return sum;
 }
 
+/* RoPE of a row, or its transpose. */
+static void turn(float *x, const hla_feature_map_problem *p, int64_t t, float sign) {
+    for (int64_t i = 0; p->rope && i < p->dim; i += 2) {
+        float c = p->rope[t * p->dim + i], s = sign * p->rope[t * p->dim + i + 1], a = x[i], b = x[i + 1];
+        x[i] = c * a - s * b;
+        x[i + 1] = s * a + c * b;
+    }
+}
+
 /* One row; sums [R,D], [R], [D,D], [D] of its head and dx [D] in float. */
 static void naive_row(const setting *s, int64_t b, int64_t t, int64_t h, float *const sums[WEIGHTS], float *dx,
                       float *scratch) {
@@ -283,6 +297,7 @@ static void naive_row(const setting *s, int64_t b, int64_t t, int64_t h, float *
     float *x = scratch, *z = x + d, *hidden = z + d, *dh = hidden + d, *u = dh + d, *e = u + r;
     for (int64_t i = 0; i < d; i++)
         x[i] = get(&s->x.view, b, t, h, i);
+    turn(x, p, t, 1);
     for (int64_t i = 0; i < d; i++) {
         z[i] =
             hidden_weight ? dot(hidden_weight + i * d, x, d, 1) + (w->hidden_bias ? w->hidden_bias[h * d + i] : 0) : 0;
@@ -308,6 +323,7 @@ static void naive_row(const setting *s, int64_t b, int64_t t, int64_t h, float *
     }
     for (int64_t i = 0; i < d; i++)
         dx[i] = dh[i] + (hidden_weight ? dot(hidden_weight + i, z, d, d) : 0);
+    turn(dx, p, t, -1);
 }
 
 /* dx rounded to the problem's dtype; the other gradients are float32. */
@@ -428,8 +444,9 @@ static void expect_same(const gradients *a, const gradients *b, unsigned wanted,
 /* Neither the number of threads nor what else is wanted changes a gradient. */
 static void test_same_bits(void **state) {
     (void)state;
-    static const shape sizes[] = {
-        {2, 301, 3, 32, 24, true, true}, {1, 2, 1, 3, 2, false, true}, {1, 2500, 1, 8, 5, true, true}};
+    static const shape sizes[] = {{2, 301, 3, 32, 24, true, true, true},
+                                  {1, 2, 1, 3, 2, false, true, false},
+                                  {1, 2500, 1, 8, 5, true, true, false}};
     for (int i = 0; i < 3; i++) {
         setting s;
         setting_make(&s, &sizes[i], i == 1 ? HLA_ACTIVATION_EXP : HLA_ACTIVATION_SOFTMAX, HLA_F32, LAYOUT_BTHD, 3);

@@ -170,6 +170,7 @@ static void map_block(const hla_feature_map_call *call, const layout *sizes, int
     int64_t strips = hla_round_up(tokens, HLA_TILE_ROWS);
     for (int64_t t = 0; t < tokens; t++)
         hla_load_floats(x + t * row, hla_tensor_row(in, b, first + t, h), in->dtype, dim, in->stride[3]);
+    turn_rows(x, row, &call->problem, first, tokens, 1);
     memset(x + tokens * row, 0, (size_t)((strips - tokens) * row) * sizeof *x);
     if (call->weights.hidden_weight) {
         project(hidden, row, x, row, sizes->hidden_weight + h * row * dim, dim, dim, tokens, HLA_TILE_STORE);

@@ -36,6 +36,22 @@ static inline void project(float *out, int64_t out_row, const float *in, int64_t
     }
 }
 
+/* One row by the positions of its token, table [D/2][2]: RoPE, or with direction -1 its transpose. */
+static inline void turn_row(float *row, const float *table, int64_t dim, float direction) {
+    for (int64_t i = 0; i < dim; i += 2) {
+        float cosine = table[i], sine = direction * table[i + 1], a = row[i], b = row[i + 1];
+        row[i] = cosine * a - sine * b;
+        row[i + 1] = sine * a + cosine * b;
+    }
+}
+
+/* Rows first, first + 1, ... of a head, if the problem has RoPE. */
+static inline void turn_rows(float *rows, int64_t row, const hla_feature_map_problem *problem, int64_t first,
+                             int64_t tokens, float direction) {
+    for (int64_t t = 0; problem->rope && t < tokens; t++)
+        turn_row(rows + t * row, problem->rope + (first + t) * problem->dim, problem->dim, direction);
+}
+
 /* The backward pass of this instruction set, for its table entry. */
 void HLA_ISA_NAME(hla_feature_map_measure_backward)(hla_arena *arena, const hla_feature_map_problem *problem,
                                                     int threads);

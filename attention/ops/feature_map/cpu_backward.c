@@ -315,6 +315,7 @@ static void differentiate_input(const hla_feature_map_call *call, const layout *
         }
         if (dx) project(own->dx, row, own->z, row, sizes->hidden_rows + h * row * dim, dim, dim, tokens, HLA_TILE_ADD);
     }
+    if (dx) turn_rows(own->dx, row, &call->problem, first, tokens, -1);
     for (int64_t t = 0; dx && t < tokens; t++)
         hla_store_floats(hla_tensor_row(dx, b, first + t, h), dx->dtype, dim, dx->stride[3], own->dx + t * row);
 }
@@ -328,6 +329,7 @@ static void differentiate_block(const hla_feature_map_call *call, const layout *
     const int64_t features = hla_round_up(rank, HLA_VECTOR_WIDTH);
     const float *bias = sizes->bias + h * rank_row, *hidden = own->x;
     load_block(own->x, row, dim, call->x, b, h, first, tokens);
+    turn_rows(own->x, row, &call->problem, first, tokens, 1);
     load_block(own->e, rank_row, features, call->out, b, h, first, tokens);
     if (call->weights.hidden_weight) {
         project(own->z, row, own->x, row, sizes->hidden_weight + h * row * dim, dim, dim, tokens, HLA_TILE_STORE);

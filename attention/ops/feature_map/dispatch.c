@@ -2,6 +2,7 @@
 #include "attention/cuda/backend.h"
 #include "attention/ops/feature_map/kernel.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 
 static const hla_feature_map_entry *const table[] = {
@@ -58,12 +59,16 @@ static hla_status check_problem(hla_context *context, const hla_feature_map_prob
         return hla_fail(context, HLA_ERROR_ARGUMENT, "problem.activation is %d, which is no hla_activation",
                         (int)problem->activation);
     }
+    if (problem->rope && problem->dim % 2 != 0) {
+        return hla_fail(context, HLA_ERROR_ARGUMENT,
+                        "problem.dim is %" PRId64 ", wanted an even number with problem.rope", problem->dim);
+    }
     status = hla_check_offset(context, "floor", problem->floor);
     if (status == HLA_OK) status = hla_check_number(context, "shift", problem->shift);
     return status;
 }
 
-enum { WEIGHTS = 4 };
+enum { WEIGHTS = 4, CONSTANTS = WEIGHTS + 1 }; /* the last: problem.rope */
 
 /* One of the four arrays of weights, or of their gradients, as a view [1,1,H,...], so that size, overlap and finiteness
  * are checked like any tensor's; data NULL if it is not given. */
@@ -83,15 +88,18 @@ static void view_weights(named_view views[WEIGHTS], const hla_feature_map_proble
     memcpy(views, all, sizeof all);
 }
 
-static hla_status check_weights(hla_context *context, const hla_feature_map_problem *problem,
-                                const hla_feature_map_weights *weights, named_view views[WEIGHTS]) {
+/* What a call reads beside x: views of the weights and of the table of RoPE. */
+static hla_status check_constants(hla_context *context, const hla_feature_map_problem *problem,
+                                  const hla_feature_map_weights *weights, named_view views[CONSTANTS]) {
     if (!weights) return hla_fail(context, HLA_ERROR_ARGUMENT, "weights is NULL");
     if (!weights->weight) return hla_fail(context, HLA_ERROR_ARGUMENT, "weights.weight is NULL");
     if (weights->hidden_bias && !weights->hidden_weight) {
         return hla_fail(context, HLA_ERROR_ARGUMENT, "weights.hidden_bias is given without weights.hidden_weight");
     }
     view_weights(views, problem, weights);
-    for (int i = 0; i < WEIGHTS; i++) {
+    views[WEIGHTS] =
+        (named_view){"problem.rope", hla_tensor_bthd(problem->rope, HLA_F32, 1, 1, problem->tokens, problem->dim)};
+    for (int i = 0; i < CONSTANTS; i++) {
         const hla_tensor *view = &views[i].view;
         if (!view->data) continue;
         hla_status status = hla_check_tensor(context, views[i].name, view, HLA_F32, view->shape[0], view->shape[1],
@@ -130,6 +138,11 @@ static hla_status check_tensors(hla_context *context, const hla_feature_map_prob
     return status;
 }
 
+/* What measure and run take as the number of threads. */
+static int threads_of(const hla_context *context) {
+    return context->cuda ? context->device.processors : context->threads;
+}
+
 /* The entry to run, and the problem checked. */
 static hla_status choose(hla_context *context, const hla_feature_map_problem *problem,
                          const hla_feature_map_entry **entry) {
@@ -145,15 +158,16 @@ hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_p
                                    const hla_tensor *x, const hla_feature_map_weights *weights) {
     if (!context) return HLA_ERROR_ARGUMENT;
     const hla_feature_map_entry *entry;
-    named_view views[WEIGHTS];
-    hla_status status = choose(context, problem, &entry);
+    named_view views[CONSTANTS];
+    hla_status status = hla_check_stream(context);
+    if (status == HLA_OK) status = choose(context, problem, &entry);
     if (status == HLA_OK) status = check_tensors(context, problem, out, x);
-    if (status == HLA_OK) status = check_weights(context, problem, weights, views);
-    if (status == HLA_OK) status = check_apart(context, &(named_view){"out", *out}, views, WEIGHTS);
-    if (status == HLA_OK) status = check_finite(context, views, WEIGHTS);
+    if (status == HLA_OK) status = check_constants(context, problem, weights, views);
+    if (status == HLA_OK) status = check_apart(context, &(named_view){"out", *out}, views, CONSTANTS);
+    if (status == HLA_OK) status = check_finite(context, views, CONSTANTS);
     if (status != HLA_OK) return status;
     hla_arena arena = {0};
-    entry->measure(&arena, problem, context->threads);
+    entry->measure(&arena, problem, threads_of(context));
     if (arena.overflow) {
         return hla_fail(context, HLA_ERROR_ARGUMENT, "problem's workspace does not fit in 63-bit sizes");
     }
@@ -166,7 +180,7 @@ hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_p
                                  .out = out,
                                  .x = x,
                                  .weights = *weights,
-                                 .threads = context->threads,
+                                 .threads = threads_of(context),
                                  .workspace = workspace};
     status = entry->run(&call);
     free(workspace);
@@ -176,7 +190,7 @@ hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_p
 static hla_status measure_backward(hla_context *context, const hla_feature_map_entry *entry,
                                    const hla_feature_map_problem *problem, size_t *bytes) {
     hla_arena arena = {0};
-    entry->measure_backward(&arena, problem, context->threads);
+    entry->measure_backward(&arena, problem, threads_of(context));
     if (arena.overflow) {
         return hla_fail(context, HLA_ERROR_ARGUMENT, "problem's workspace does not fit in 63-bit sizes");
     }
@@ -194,8 +208,8 @@ hla_status hla_feature_map_backward_workspace(hla_context *context, const hla_fe
     return status == HLA_OK ? measure_backward(context, entry, problem, bytes) : status;
 }
 
-/* Everything the backward pass reads, as views: d_out, x and the weights. */
-enum { INPUTS = 2 + WEIGHTS };
+/* Everything the backward pass reads, as views: d_out, x and what forward reads beside x. */
+enum { INPUTS = 2 + CONSTANTS };
 
 static hla_status check_inputs(hla_context *context, const hla_feature_map_problem *problem, const hla_tensor *d_out,
                                const hla_tensor *x, const hla_feature_map_weights *weights, named_view inputs[INPUTS]) {
@@ -211,7 +225,7 @@ static hla_status check_inputs(hla_context *context, const hla_feature_map_probl
         if (status != HLA_OK) return status;
         inputs[i] = (named_view){tensors[i].name, *tensors[i].tensor};
     }
-    return check_weights(context, problem, weights, inputs + 2);
+    return check_constants(context, problem, weights, inputs + 2);
 }
 
 /* dx and the gradients of the weights: shape, and no memory shared with an input or one another. */
@@ -255,7 +269,8 @@ hla_status hla_feature_map_backward(hla_context *context, const hla_feature_map_
     const hla_feature_map_entry *entry;
     named_view inputs[INPUTS];
     size_t needed = 0;
-    hla_status status = choose(context, problem, &entry);
+    hla_status status = hla_check_stream(context);
+    if (status == HLA_OK) status = choose(context, problem, &entry);
     if (status == HLA_OK) status = check_inputs(context, problem, d_out, x, weights, inputs);
     if (status == HLA_OK) status = check_gradients(context, problem, dx, dweights, weights, inputs);
     if (status == HLA_OK) status = check_finite(context, inputs, INPUTS);
@@ -269,7 +284,7 @@ hla_status hla_feature_map_backward(hla_context *context, const hla_feature_map_
                                  .weights = *weights,
                                  .dx = dx,
                                  .gradients = *dweights,
-                                 .threads = context->threads,
+                                 .threads = threads_of(context),
                                  .workspace = workspace};
     return entry->run_backward(&call);
 }

@@ -16,7 +16,7 @@ typedef struct hla_feature_map_call {
     hla_feature_map_weights weights;
     const hla_tensor *dx; /* [B,T,H,D] or NULL; backward only */
     hla_feature_map_weight_gradients gradients;
-    int threads;
+    int threads; /* of a GPU: multiprocessors */
     void *workspace;
 } hla_feature_map_call;
 
@@ -42,7 +42,11 @@ extern const hla_feature_map_entry hla_feature_map_neon;
 void hla_feature_map_reference_row(const hla_feature_map_call *call, int64_t b, int64_t t, int64_t h, double *row,
                                    double *x, double *hidden, float *input);
 
-/* Before the activation: u = W h + b (R doubles); also leaves h, z = U x + c (with a hidden layer), and x as floats. */
+/* x[i] of token t, a row of D floats, after RoPE if the problem has it. */
+double hla_feature_map_reference_turned(const hla_feature_map_problem *problem, int64_t t, const float *x, int64_t i);
+
+/* Before the activation: u = W h + b (R doubles); also leaves h, z = U x + c (with a hidden layer), and x, before RoPE,
+ * as floats. */
 void hla_feature_map_reference_projection(const hla_feature_map_call *call, int64_t b, int64_t t, int64_t h, double *u,
                                           double *hidden_out, double *z, float *x);
 

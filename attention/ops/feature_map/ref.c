@@ -64,13 +64,21 @@ static const float *head_of(const float *array, int64_t h, int64_t size) {
     return array ? array + h * size : NULL;
 }
 
+double hla_feature_map_reference_turned(const hla_feature_map_problem *problem, int64_t t, const float *x, int64_t i) {
+    if (!problem->rope) return (double)x[i];
+    int64_t first = i - i % 2;
+    const float *turn = problem->rope + t * problem->dim + first;
+    double cosine = (double)turn[0], sine = (double)turn[1], a = (double)x[first], b = (double)x[first + 1];
+    return i == first ? cosine * a - sine * b : sine * a + cosine * b;
+}
+
 void hla_feature_map_reference_projection(const hla_feature_map_call *call, int64_t b, int64_t t, int64_t h, double *u,
                                           double *hidden_out, double *z, float *x) {
     const hla_feature_map_weights *weights = &call->weights;
     int64_t dim = call->problem.dim, rank = call->problem.rank;
     hla_load_floats(x, hla_tensor_row(call->x, b, t, h), call->x->dtype, dim, call->x->stride[3]);
     for (int64_t i = 0; i < dim; i++)
-        hidden_out[i] = (double)x[i];
+        hidden_out[i] = hla_feature_map_reference_turned(&call->problem, t, x, i);
     if (weights->hidden_weight) {
         project(z, head_of(weights->hidden_weight, h, dim * dim), head_of(weights->hidden_bias, h, dim), hidden_out,
                 dim, dim);

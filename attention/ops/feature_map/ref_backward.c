@@ -67,6 +67,28 @@ static void add_transposed(double *out, const float *weight, const double *e, in
     }
 }
 
+/* The gradient of a turned row becomes that of the row. */
+static void turn_back(double *dx, const float *table, int64_t dim) {
+    for (int64_t i = 0; i < dim; i += 2) {
+        double cosine = (double)table[i], sine = (double)table[i + 1], a = dx[i], b = dx[i + 1];
+        dx[i] = cosine * a + sine * b;
+        dx[i + 1] = cosine * b - sine * a;
+    }
+}
+
+/* From dh = dx: what the hidden layer's gradients receive, and dx. */
+static void differentiate_hidden(const hla_feature_map_call *call, int64_t t, int64_t h, double *dx,
+                                 const hla_feature_map_sums *sums, double *z, const float *input) {
+    const int64_t dim = call->problem.dim;
+    for (int64_t i = 0; i < dim; i++) {
+        z[i] = z[i] > 0 ? dx[i] : 0; /* now dz */
+        sums->hidden_bias[i] += z[i];
+        for (int64_t x = 0; x < dim; x++)
+            sums->hidden_weight[i * dim + x] += z[i] * hla_feature_map_reference_turned(&call->problem, t, input, x);
+    }
+    add_transposed(dx, call->weights.hidden_weight + h * dim * dim, z, dim, dim);
+}
+
 void hla_feature_map_reference_backward_row(const hla_feature_map_call *call, int64_t b, int64_t t, int64_t h,
                                             double *dx, const hla_feature_map_sums *sums, double *scratch,
                                             float *input) {
@@ -89,14 +111,8 @@ void hla_feature_map_reference_backward_row(const hla_feature_map_call *call, in
     for (int64_t x = 0; x < dim; x++)
         dx[x] = 0;
     add_transposed(dx, weights->weight + h * rank * dim, e, rank, dim);
-    if (!weights->hidden_weight) return;
-    for (int64_t i = 0; i < dim; i++) {
-        z[i] = z[i] > 0 ? dx[i] : 0; /* now dz */
-        sums->hidden_bias[i] += z[i];
-        for (int64_t x = 0; x < dim; x++)
-            sums->hidden_weight[i * dim + x] += z[i] * (double)input[x];
-    }
-    add_transposed(dx, weights->hidden_weight + h * dim * dim, z, dim, dim);
+    if (weights->hidden_weight) differentiate_hidden(call, t, h, dx, sums, z, input);
+    if (problem->rope) turn_back(dx, problem->rope + t * dim, dim);
 }
 
 /* What one thread needs. */
