@@ -133,19 +133,41 @@ HLA_INLINE void write_lane_rows(const hla_tensor *to, int64_t b, int64_t h, int6
     }
 }
 
+/* What the sums of HLA_VECTOR_WIDTH queries are multiplied with: 1 / (denominator + epsilon), zero where that is zero,
+ * or the scale. denominators by lanes: [HLA_VECTOR_WIDTH][HLA_VECTOR_WIDTH]. */
+HLA_INLINE void output_factors(const hla_hadamard_problem *problem, float factors[HLA_VECTOR_WIDTH],
+                               const float *denominators, int64_t count) {
+    hla_vector sums[HLA_VECTOR_WIDTH];
+    HLA_UNROLL(16)
+    for (int i = 0; i < HLA_VECTOR_WIDTH; i++)
+        sums[i] = i < count ? hla_vector_load(denominators + i * HLA_VECTOR_WIDTH) : hla_vector_zero();
+    hla_vector_transpose(sums);
+    HLA_UNROLL(4)
+    for (int half = HLA_VECTOR_WIDTH / 2; half > 0; half /= 2) {
+        HLA_UNROLL(8)
+        for (int i = 0; i < half; i++)
+            sums[i] = hla_vector_add(sums[i], sums[i + half]);
+    }
+    hla_vector_store(factors, sums[0]);
+    for (int i = 0; i < HLA_VECTOR_WIDTH; i++) {
+        float denominator = factors[i] + problem->epsilon, inverse = denominator != 0 ? 1 / denominator : 0;
+        factors[i] = problem->normalised ? inverse : problem->scale;
+    }
+}
+
 /* Writes query tokens first ... first + count - 1 of out [b,.,h,.]:
  *     normalised    sums / (denominator + epsilon), zero where that is zero
  *     otherwise     scale * sums
- * sums [panel][rows][HLA_TILE_COLUMNS]; denominators [count][HLA_VECTOR_WIDTH], to be added over the lanes. */
+ * sums [panel][rows][HLA_TILE_COLUMNS]; denominators by lanes: [count][HLA_VECTOR_WIDTH]. */
 HLA_INLINE void write_rows(const hla_hadamard_call *call, const float *sums, int64_t rows, const float *denominators,
                            int64_t b, int64_t h, int64_t first, int64_t count) {
     const hla_hadamard_problem *problem = call->problem;
     const hla_tensor *out = call->out;
     int64_t step = HLA_TILE_COLUMNS * out->stride[3] * hla_element_size(out->dtype);
+    float factors[HLA_VECTOR_WIDTH];
     for (int64_t t = 0; t < count; t++) {
-        float denominator = hla_vector_sum(hla_vector_load(denominators + t * HLA_VECTOR_WIDTH)) + problem->epsilon;
-        float inverse = denominator != 0 ? 1 / denominator : 0;
-        hla_vector factor = hla_vector_set(problem->normalised ? inverse : problem->scale);
+        if (t % HLA_VECTOR_WIDTH == 0) output_factors(problem, factors, denominators + t * HLA_VECTOR_WIDTH, count - t);
+        hla_vector factor = hla_vector_set(factors[t % HLA_VECTOR_WIDTH]);
         char *to = hla_tensor_row(out, b, first + t, h);
         for (int64_t panel = 0; panel < panel_count(problem->value_dim); panel++, to += step) {
             const float *from = sums + (panel * rows + t) * HLA_TILE_COLUMNS;

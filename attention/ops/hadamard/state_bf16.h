@@ -395,10 +395,11 @@ static void write_pair_rows(const hla_hadamard_call *call, const scratch *own, c
         write_rows(call, own->values, TOKENS, own->denominators, rows->b, rows->h, rows->first, rows->count);
         return;
     }
+    float factors[HLA_VECTOR_WIDTH];
     for (int64_t t = 0; t < rows->count; t++) {
-        hla_vector lanes = hla_vector_load(own->denominators + t * HLA_VECTOR_WIDTH);
-        float denominator = hla_vector_sum(lanes) + problem->epsilon, inverse = denominator != 0 ? 1 / denominator : 0;
-        hla_vector factor = hla_vector_set(problem->normalised ? inverse : problem->scale);
+        if (t % HLA_VECTOR_WIDTH == 0)
+            output_factors(problem, factors, own->denominators + t * HLA_VECTOR_WIDTH, rows->count - t);
+        hla_vector factor = hla_vector_set(factors[t % HLA_VECTOR_WIDTH]);
         uint16_t *to = hla_tensor_row(out, rows->b, rows->first + t, rows->h);
         for (int64_t x = 0; x < problem->value_dim; x += HLA_VECTOR_WIDTH) {
             const float *from = own->values + (x / HLA_TILE_COLUMNS * TOKENS + t) * HLA_TILE_COLUMNS;
