@@ -91,6 +91,7 @@ static const hla_cuda_backend backend = {
     .release = release,
     .clear = clear,
     .copy = copy,
+    .utilities = &hla_cuda_utilities_table,
     .hadamard = hla_cuda_hadamard_table,
     .feature_map = hla_cuda_feature_map_table,
     .softmax = hla_cuda_softmax_table,

@@ -31,6 +31,9 @@ typedef struct hla_cuda_backend {
     hla_status (*copy)(hla_context *context, void *to, const void *from,
                        size_t bytes); /* between host and device too */
 
+    /* What include/hla/device.h offers besides; arguments are not NULL, a stream is set where one is needed. */
+    const struct hla_cuda_utilities *utilities;
+
     /* Kernel tables as in each operator's kernel.h, the last that runs and takes a problem is preferred; each ends with
      * NULL. */
     const struct hla_hadamard_entry *const *hadamard;
@@ -38,6 +41,19 @@ typedef struct hla_cuda_backend {
     const struct hla_softmax_entry *const *softmax;
     const struct hla_stream_entry *stream; /* NULL: all tokens go through plans */
 } hla_cuda_backend;
+
+typedef struct hla_cuda_utilities {
+    hla_status (*queue_copy)(hla_context *context, void *to, const void *from, size_t bytes);
+    hla_status (*queue_fill)(hla_context *context, void *memory, int value, size_t bytes);
+    hla_status (*memory)(hla_context *context, size_t *available, size_t *total);
+    hla_status (*create_stream)(hla_context *context, void **stream);
+    void (*free_stream)(hla_context *context, void *stream);
+    hla_status (*synchronise)(hla_context *context);
+    hla_status (*create_event)(hla_context *context, void **event);
+    void (*free_event)(hla_context *context, void *event);
+    hla_status (*record_event)(hla_context *context, void *event);
+    hla_status (*event_seconds)(hla_context *context, void *start, void *end, double *seconds);
+} hla_cuda_utilities;
 
 /* The one symbol that the plug-in exports. */
 #define HLA_CUDA_ENTRY "hla_cuda_backend_get"

@@ -1,5 +1,12 @@
 #include "attention/cuda/tables.h"
+#include "attention/ops/softmax/cuda/tiled.h"
 
 const hla_hadamard_entry *const hla_cuda_hadamard_table[] = {NULL};
 const hla_feature_map_entry *const hla_cuda_feature_map_table[] = {NULL};
-const hla_softmax_entry *const hla_cuda_softmax_table[] = {NULL};
+const hla_softmax_entry *const hla_cuda_softmax_table[] = {
+    &hla_softmax_tiled_cuda,
+#if defined(HLA_CUDNN)
+    &hla_softmax_cudnn,
+#endif
+    NULL,
+};

@@ -11,6 +11,8 @@ enum { HLA_CUDA_LEAST_CAPABILITY = 80 };
 /* A cudaError_t: whether kernels of this build can be loaded on that GPU, which becomes the current one. */
 int hla_cuda_kernels_run(int ordinal);
 
+extern const struct hla_cuda_utilities hla_cuda_utilities_table;
+
 /* Each ends with NULL; in order of preference, the last that runs and takes the problem is best. */
 extern const hla_hadamard_entry *const hla_cuda_hadamard_table[];
 extern const hla_feature_map_entry *const hla_cuda_feature_map_table[];

@@ -3,6 +3,7 @@
 #define HLA_HLA_H
 
 #include "hla/core.h"
+#include "hla/device.h"
 #include "hla/feature_map.h"
 #include "hla/hadamard.h"
 #include "hla/softmax.h"

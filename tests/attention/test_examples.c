@@ -41,6 +41,19 @@ static void test_core_example(void **unused) {
     assert_int_equal(run_core(data), 0);
 }
 
+/* Where no GPU is the calls fail one by one, and nothing else happens. */
+static void test_device_example(void **unused) {
+    (void)unused;
+    enum { size = 256 };
+    char data[size] = {0};
+    void *stream = NULL, *memory = NULL, *start = NULL, *end = NULL;
+    double seconds = 0;
+    hla_context *ctx = make_context();
+#include "example_device.inc"
+    assert_true(seconds >= 0);
+    hla_context_free(ctx);
+}
+
 static void test_hadamard_example(void **unused) {
     (void)unused;
     float features[T * H * RANK], values[T * H * V], result[T * H * V];
@@ -109,7 +122,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_core_example),        cmocka_unit_test(test_hadamard_example),
         cmocka_unit_test(test_state_example),       cmocka_unit_test(test_softmax_example),
-        cmocka_unit_test(test_feature_map_example),
+        cmocka_unit_test(test_feature_map_example), cmocka_unit_test(test_device_example),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

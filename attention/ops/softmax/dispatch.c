@@ -11,6 +11,7 @@ struct hla_softmax_plan {
     hla_softmax_problem problem; /* scale filled in; kernel is not kept */
     const hla_softmax_entry *entry;
     int threads;
+    void *prepared; /* by the entry; NULL where it prepares nothing */
     size_t workspace, backward_workspace;
 };
 
@@ -75,32 +76,62 @@ static hla_status check_problem(hla_context *context, const hla_softmax_problem 
     return HLA_OK;
 }
 
+static hla_status prepare(hla_softmax_plan *plan, const hla_softmax_entry *entry) {
+    plan->entry = entry;
+    return entry->preparation ? entry->preparation->create(plan->context, &plan->problem, &plan->prepared) : HLA_OK;
+}
+
+/* The entry that is asked for, else the last that runs and can prepare itself for the problem. */
+static hla_status choose_kernel(hla_softmax_plan *plan, const char *kernel) {
+    static const char variable[] = "HLA_SOFTMAX_KERNEL";
+    hla_context *context = plan->context;
+    int index, forced;
+    hla_status status = hla_kernel_choose(context, kernel_at, kernel, variable, &index);
+    if (status == HLA_OK) status = hla_kernel_forced(context, kernel_at, kernel, variable, &forced);
+    if (status != HLA_OK) return status;
+    status = prepare(plan, entry_at(context, index));
+    while (status == HLA_ERROR_UNSUPPORTED && forced < 0 && --index >= 0)
+        if (hla_kernel_runs(context, kernel_at(context, index))) status = prepare(plan, entry_at(context, index));
+    return status;
+}
+
+static hla_status measure_workspaces(hla_softmax_plan *plan) {
+    hla_arena arena = {0}, backward = {0};
+    const hla_softmax_entry *entry = plan->entry;
+    entry->measure(&arena, &plan->problem, plan->threads);
+    if (plan->prepared) entry->preparation->measure(&arena, plan->prepared);
+    entry->measure_backward(&backward, &plan->problem, plan->threads);
+    plan->workspace = arena.used;
+    plan->backward_workspace = backward.used;
+    if (!arena.overflow && !backward.overflow) return HLA_OK;
+    return hla_fail(plan->context, HLA_ERROR_ARGUMENT, "problem's workspace does not fit in 63-bit sizes");
+}
+
 hla_status hla_softmax_plan_create(hla_context *context, const hla_softmax_problem *problem, hla_softmax_plan **plan) {
     if (!plan) return hla_fail(context, HLA_ERROR_ARGUMENT, "plan is NULL");
     *plan = NULL;
     if (!context) return HLA_ERROR_ARGUMENT;
     hla_status status = check_problem(context, problem);
     if (status != HLA_OK) return status;
-    int index;
-    status = hla_kernel_choose(context, kernel_at, problem->kernel, "HLA_SOFTMAX_KERNEL", &index);
-    if (status != HLA_OK) return status;
-    hla_arena arena = {0}, backward = {0};
-    const hla_softmax_entry *entry = entry_at(context, index);
-    entry->measure(&arena, problem, context->threads);
-    entry->measure_backward(&backward, problem, context->threads);
-    if (arena.overflow || backward.overflow) {
-        return hla_fail(context, HLA_ERROR_ARGUMENT, "problem's workspace does not fit in 63-bit sizes");
-    }
-    hla_softmax_plan *created = malloc(sizeof *created);
+    hla_softmax_plan *created = calloc(1, sizeof *created);
     if (!created) return hla_fail(context, HLA_ERROR_MEMORY, "out of memory for a softmax plan");
-    *created = (hla_softmax_plan){context, *problem, entry, context->threads, arena.used, backward.used};
+    created->context = context;
+    created->threads = context->threads;
+    created->problem = *problem;
     created->problem.kernel = NULL;
     if (problem->scale == 0) created->problem.scale = (float)(1 / sqrt((double)problem->dim));
+    status = choose_kernel(created, problem->kernel);
+    if (status == HLA_OK) status = measure_workspaces(created);
+    if (status != HLA_OK) {
+        hla_softmax_plan_free(created);
+        return status;
+    }
     *plan = created;
     return HLA_OK;
 }
 
 void hla_softmax_plan_free(hla_softmax_plan *plan) {
+    if (plan && plan->prepared) plan->entry->preparation->destroy(plan->prepared);
     free(plan);
 }
 
@@ -173,7 +204,8 @@ hla_status hla_softmax_forward(const hla_softmax_plan *plan, const hla_tensor *o
     const argument inputs[] = {{"q", q, problem->queries, heads, problem->dim, NULL},
                                {"k", k, problem->keys, key_heads, problem->dim, key_lengths},
                                {"v", v, problem->keys, key_heads, problem->value_dim, key_lengths}};
-    hla_status status = hla_check_key_lengths(context, key_lengths, problem->batch, problem->keys);
+    hla_status status = hla_check_stream(context);
+    if (status == HLA_OK) status = hla_check_key_lengths(context, key_lengths, problem->batch, problem->keys);
     if (status == HLA_OK) status = check_arguments(context, problem, outputs, 1, inputs, 3, key_bias);
     if (status == HLA_OK) status = check_bias(context, key_bias, problem->keys);
     if (status == HLA_OK) status = hla_check_workspace(context, workspace, workspace_size, plan->workspace);
@@ -187,6 +219,7 @@ hla_status hla_softmax_forward(const hla_softmax_plan *plan, const hla_tensor *o
                              .key_lengths = key_lengths,
                              .key_bias = key_bias,
                              .threads = plan->threads,
+                             .prepared = plan->prepared,
                              .workspace = workspace};
     return plan->entry->run(&call);
 }
@@ -206,7 +239,8 @@ hla_status hla_softmax_backward(const hla_softmax_plan *plan, const hla_tensor *
                                {"q", q, problem->queries, heads, problem->dim, NULL},
                                {"k", k, problem->keys, key_heads, problem->dim, key_lengths},
                                {"v", v, problem->keys, key_heads, problem->value_dim, key_lengths}};
-    hla_status status = hla_check_key_lengths(context, key_lengths, problem->batch, problem->keys);
+    hla_status status = hla_check_stream(context);
+    if (status == HLA_OK) status = hla_check_key_lengths(context, key_lengths, problem->batch, problem->keys);
     if (status == HLA_OK) status = check_arguments(context, problem, outputs, 3, inputs, 4, key_bias);
     if (status == HLA_OK) status = check_bias(context, key_bias, problem->keys);
     if (status == HLA_OK) status = hla_check_workspace(context, workspace, workspace_size, plan->backward_workspace);
@@ -223,6 +257,7 @@ hla_status hla_softmax_backward(const hla_softmax_plan *plan, const hla_tensor *
                              .key_lengths = key_lengths,
                              .key_bias = key_bias,
                              .threads = plan->threads,
+                             .prepared = plan->prepared,
                              .workspace = workspace};
     return plan->entry->run_backward(&call);
 }

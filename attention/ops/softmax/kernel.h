@@ -19,6 +19,7 @@ typedef struct hla_softmax_call {
     const int64_t *key_lengths; /* [B] or NULL */
     const float *key_bias;      /* [Tk] or NULL */
     int threads;
+    const void *prepared; /* what the entry's preparation made */
     void *workspace;
 } hla_softmax_call;
 
@@ -42,6 +43,14 @@ static inline int64_t hla_softmax_shared(const hla_softmax_problem *problem) {
     return problem->heads / hla_softmax_key_heads(problem);
 }
 
+/* What a kernel makes when a plan is created and keeps with it. */
+typedef struct hla_softmax_preparation {
+    /* HLA_ERROR_UNSUPPORTED: the entry before it in the table is used instead, unless this one was asked for. */
+    hla_status (*create)(hla_context *context, const hla_softmax_problem *problem, void **prepared);
+    void (*measure)(hla_arena *arena, const void *prepared); /* workspace of run, behind that of the entry's measure */
+    void (*destroy)(void *prepared);
+} hla_softmax_preparation;
+
 /* One entry of the kernel table. */
 typedef struct hla_softmax_entry {
     hla_kernel kernel;
@@ -51,6 +60,7 @@ typedef struct hla_softmax_entry {
     /* The same of the backward pass. */
     void (*measure_backward)(hla_arena *arena, const hla_softmax_problem *problem, int threads);
     hla_status (*run_backward)(const hla_softmax_call *call);
+    const hla_softmax_preparation *preparation; /* NULL: there is nothing to prepare */
 } hla_softmax_entry;
 
 extern const hla_softmax_entry hla_softmax_reference, hla_softmax_baseline;
