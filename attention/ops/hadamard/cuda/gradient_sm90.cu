@@ -1,0 +1,540 @@
+/* Gradients of both features of one side on Hopper. With H_ab = sum_v S_ab,v x_v of a token, f = (a, b),
+ *
+ *     P_a = sum_b f2_b H_ab        Q_b = sum_a f1_a H_ab        Z_a = sum_b f2_b z_ab        Y_b = sum_a f1_a z_ab
+ *
+ * and the gradients are combinations of P and Z, Q and Y (backward.h). H is made 64 rows of S at a time in registers
+ * and folded at once into Q, which stays in registers, and P, which waits in shared memory until the token's
+ * denominator is known.
+ *
+ * Persistent blocks take tiles of 64 tokens for each of GROUPS warpgroups. x stays in registers as fragments of the A
+ * operand: in the order of S's permuted columns they are 16 contiguous bytes of x. Rows of S come through a ring of
+ * stages; a pair of blocks works on neighbouring tiles, and each brings half of every stage to both. While a warpgroup
+ * folds, the others' products run. Z and Y are small products with z as a sum of two 16-bit numbers.
+ */
+#include "attention/ops/hadamard/cuda/backward.h"
+#include "attention/ops/hadamard/cuda/ptx.cuh"
+#include "attention/ops/hadamard/cuda/tensor_map.h"
+#include "attention/ops/hadamard/cuda/wgmma.cuh"
+
+namespace {
+
+constexpr int PAIR = 2; /* blocks of a cluster */
+constexpr int SHARED_LIMIT = 232448;
+constexpr int MOST_STAGES = 12;
+constexpr int BARRIERS = 2 * MOST_STAGES + 4;
+constexpr uint32_t NATURAL = 0x3210; /* order of bytes */
+
+constexpr int groups_of(int64_t rank2) {
+    return rank2 == 128 ? 2 : 3; /* warpgroups that compute: 240 or 160 registers a thread */
+}
+
+struct arguments {
+    CUtensorMap s, z;
+    hla_gradient_call call;
+    int items; /* units of all heads */
+    int rank1, key_heads;
+    int stages, z_stages;
+    int z_bytes; /* of one part of z, coarse or fine */
+};
+
+template <int R2, int V> struct sizes {
+    static constexpr int GROUPS = groups_of(R2);
+    static constexpr int THREADS = 128 * (GROUPS + 1);
+    static constexpr int TILE = 64 * GROUPS;   /* tokens of a block */
+    static constexpr int STAGE = 64 * V * 2;   /* bytes */
+    static constexpr int SHARE = STAGE / PAIR; /* that a block brings */
+    static constexpr int SHARE_ROWS = V == 128 ? 64 : 64 / PAIR;
+    static constexpr int WIDTH = R2 < 64 ? R2 : 64; /* columns of a tile of z */
+    static constexpr int HALVES = R2 / WIDTH;
+    static constexpr int ROW = 2 * WIDTH;                           /* bytes */
+    static constexpr int TURN_A = R2 == 16 ? 16 : R2 == 32 ? 8 : 4; /* values of a in one turn of the main loop */
+    static constexpr int TURN = TURN_A * R2 / 64;                   /* stages of a turn */
+    static constexpr int BUFFERS = R2 == 64 && V == 128 ? 1 : 2;    /* of H */
+    static constexpr bool REFRESH = R2 >= 64;                       /* see fold */
+};
+
+__device__ __forceinline__ int64_t row_offset(const hla_cuda_view &view, int64_t b, int64_t t, int64_t h) {
+    return b * view.stride[0] + t * view.stride[1] + h * view.stride[2];
+}
+
+/* Tokens that a pair of blocks takes. */
+struct place {
+    int64_t b, first, count; /* rows from first on of the T axis; count of them belong to the sequence */
+    int64_t state;
+    int head;
+};
+
+__device__ __forceinline__ place place_of(const hla_hopper_side &side, int key_heads, int item, int unit_tokens) {
+    int64_t low = 0, high = side.sequences - 1;
+    while (low < high) {
+        int64_t middle = (low + high + 1) / 2;
+        if (side.spans[middle].units * side.heads <= item)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    const hla_hopper_span span = side.spans[low];
+    int64_t units = side.spans[low + 1].units - span.units, within = item - span.units * side.heads;
+    place at;
+    at.b = span.b;
+    at.head = (int)(within / units);
+    at.first = span.first + within % units * unit_tokens;
+    at.count = span.count - within % units * unit_tokens;
+    at.state = low * key_heads + at.head / (int)side.group;
+    return at;
+}
+
+/* ---- between the two blocks ---- */
+
+__device__ __forceinline__ uint32_t rank_in_pair() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+__device__ __forceinline__ void meet_pair() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+}
+
+/* To the same place in both blocks' shared memory; each block's barrier counts what arrives there. */
+__device__ __forceinline__ void copy_rows_to_pair(uint32_t to, const CUtensorMap *map, uint32_t barrier, int x,
+                                                  int row) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+                 "[%1, {%3, %4}], [%2], %5;" ::"r"(to),
+                 "l"(map), "r"(barrier), "r"(x), "r"(row), "h"((uint16_t)((1 << PAIR) - 1))
+                 : "memory");
+}
+
+/* Arrives at the barrier of that block of the pair. */
+__device__ __forceinline__ void arrive_in(uint32_t barrier, uint32_t block) {
+    asm volatile("{\n.reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+                 "r"(block)
+                 : "memory");
+}
+
+/* ---- the last warpgroup: one thread ---- */
+
+template <int R2, int V>
+__device__ __forceinline__ void load_states(const arguments &in, uint32_t stages, uint32_t z, uint32_t full,
+                                            uint32_t empty, uint32_t z_full, uint32_t z_empty) {
+    using G = sizes<R2, V>;
+    const int rank = in.rank1 * R2;
+    const uint32_t block = rank_in_pair();
+    const bool with_z = in.call.mode != HLA_GRADIENT_PLAIN;
+    int filling = 0, z_filling = 0;
+    uint32_t parity = 1, z_parity = 1;
+    for (int item = blockIdx.x / PAIR; item < in.items; item += gridDim.x / PAIR) {
+        const int64_t state = place_of(in.call.side, in.key_heads, item, PAIR * G::TILE).state;
+#pragma unroll 1
+        for (int row = 0; row < rank; row += 64) {
+            ptx::barrier_wait(empty + 8 * filling, parity);
+            uint32_t barrier = full + 8 * filling;
+            ptx::barrier_expect(barrier, G::STAGE);
+            int first = (int)(state * rank) + row;
+            copy_rows_to_pair(stages + filling * G::STAGE + block * G::SHARE, &in.s, barrier, V == 128 ? 64 * block : 0,
+                              V == 128 ? first : first + G::SHARE_ROWS * block);
+            if (++filling == in.stages) filling = 0, parity ^= 1;
+        }
+        if (!with_z) continue;
+        ptx::barrier_wait(z_empty + 8 * z_filling, z_parity);
+        uint32_t barrier = z_full + 8 * z_filling, at = z + 2 * in.z_bytes * z_filling;
+        ptx::barrier_expect(barrier, 2 * rank * 2);
+        for (int part = 0; part < 2; part++)
+            for (int half = 0; half < G::HALVES; half++)
+                ptx::copy_rows(at + part * in.z_bytes + half * in.rank1 * G::ROW, &in.z, barrier, 64 * half,
+                               (int)(state * 2 + part) * in.rank1);
+        if (++z_filling == in.z_stages) z_filling = 0, z_parity ^= 1;
+    }
+}
+
+/* ---- the warpgroups that compute ---- */
+
+/* A sum of four lanes each, of four numbers: lane i of the four gets number i's. */
+__device__ __forceinline__ float sum_lanes(const float (&p)[4], int lane) {
+    const bool upper = lane & 2, odd = lane & 1;
+    float keep0 = upper ? p[2] : p[0], keep1 = upper ? p[3] : p[1];
+    keep0 += __shfl_xor_sync(0xffffffffu, upper ? p[0] : p[2], 2);
+    keep1 += __shfl_xor_sync(0xffffffffu, upper ? p[1] : p[3], 2);
+    return (odd ? keep1 : keep0) + __shfl_xor_sync(0xffffffffu, odd ? keep0 : keep1, 1);
+}
+
+__device__ __forceinline__ float sum_lanes(float value) {
+    value += __shfl_xor_sync(0xffffffffu, value, 1);
+    return value + __shfl_xor_sync(0xffffffffu, value, 2);
+}
+
+/* H for 64 rows of S. */
+template <int V, bool HALF>
+__device__ __forceinline__ void multiply_stage(float (&h)[32], const uint32_t (&x)[V / 16][4], uint32_t stage_at) {
+    const uint64_t s = wgmma::describe(stage_at, 16, 1024, wgmma::SWIZZLE_128);
+    wgmma::fence();
+#pragma unroll
+    for (int step = 0; step < V / 16; step++)
+        wgmma::multiply<HALF, wgmma::MAJOR_K>(h, x[step], s + (uint64_t)(step / 4 * 512 + step % 4 * 2), step > 0);
+    wgmma::commit();
+}
+
+/* Folds H of stage `u` of a turn: row r of the turn is a = r / R2, b = r % R2. p: of the four values of a at hand.
+ * REFRESH: f2 is unpacked each time, behind a byte order that only memory knows; the compiler would keep it unpacked,
+ * for which there are too few registers. */
+template <int R2, bool HALF, bool REFRESH>
+__device__ __forceinline__ void fold(float (&q)[2][R2 / 4], float (&p)[2][4], const float (&h)[32],
+                                     const uint32_t (&f2)[2][R2 / 8], const uint32_t (&f1)[2][2], int u,
+                                     uint32_t order) {
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const int row = 64 * u + 8 * j, a = row / R2 % 4, b = row % R2 / 8;
+            const float2 f1_pair = ptx::unpack<HALF>(f1[r][a / 2]),
+                         f2_pair = ptx::unpack<HALF>(REFRESH ? __byte_perm(f2[r][b], 0, order) : f2[r][b]);
+            const float f1_a = a % 2 ? f1_pair.y : f1_pair.x, even = h[4 * j + 2 * r], odd = h[4 * j + 2 * r + 1];
+            q[r][2 * b] = fmaf(f1_a, even, q[r][2 * b]);
+            q[r][2 * b + 1] = fmaf(f1_a, odd, q[r][2 * b + 1]);
+            p[r][a] = fmaf(f2_pair.x, even, p[r][a]);
+            p[r][a] = fmaf(f2_pair.y, odd, p[r][a]);
+        }
+}
+
+/* Y of both parts of z, for columns 64 half .. of b; rows of f1 as fragments straight from memory. */
+template <int R2, bool HALF>
+__device__ __forceinline__ void multiply_rows(float (&y)[(R2 < 64 ? R2 : 64) / 2], const uint16_t *const (&f1)[2],
+                                              uint32_t z_at, int z_bytes, int rank1, int lane) {
+    constexpr int ROW = R2 < 64 ? 2 * R2 : 128;
+    constexpr uint32_t SWIZZLE = R2 >= 64 ? wgmma::SWIZZLE_128 : R2 == 32 ? wgmma::SWIZZLE_64 : wgmma::SWIZZLE_32;
+    const uint64_t coarse = wgmma::describe(z_at, 16, 8 * ROW, SWIZZLE);
+    const uint64_t fine = wgmma::describe(z_at + z_bytes, 16, 8 * ROW, SWIZZLE);
+    auto load = [&](uint32_t(&to)[4], int a) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            to[i] = *(const uint32_t *)(f1[i & 1] + a + 8 * (i / 2) + 2 * (lane & 3));
+    };
+    uint32_t next[4];
+    load(next, 0);
+#pragma unroll 1
+    for (int a = 0; a < rank1; a += 16) {
+        uint32_t fragment[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            fragment[i] = next[i];
+        wgmma::fence();
+        wgmma::multiply<HALF, wgmma::MAJOR_N>(y, fragment, coarse + (uint64_t)(a * ROW / 16), a > 0);
+        wgmma::multiply<HALF, wgmma::MAJOR_N>(y, fragment, fine + (uint64_t)(a * ROW / 16), 1);
+        wgmma::commit();
+        if (a + 16 < rank1) load(next, a + 16);
+        wgmma::wait<0>();
+        wgmma::settle(y);
+    }
+}
+
+/* Z of both parts of z, for 32 values of a from a_first on. */
+template <int R2, bool HALF>
+__device__ __forceinline__ void multiply_columns(float (&z)[16], const uint32_t (&f2)[2][R2 / 8], uint32_t z_at,
+                                                 int z_bytes, int rank1, int a_first) {
+    constexpr int ROW = R2 < 64 ? 2 * R2 : 128;
+    constexpr uint32_t SWIZZLE = R2 >= 64 ? wgmma::SWIZZLE_128 : R2 == 32 ? wgmma::SWIZZLE_64 : wgmma::SWIZZLE_32;
+    wgmma::fence();
+#pragma unroll
+    for (int step = 0; step < R2 / 16; step++) {
+        const uint32_t fragment[4] = {f2[0][2 * step], f2[1][2 * step], f2[0][2 * step + 1], f2[1][2 * step + 1]};
+        uint32_t at = z_at + step / 4 * rank1 * ROW + a_first * ROW + step % 4 * 32;
+        wgmma::multiply<HALF, wgmma::MAJOR_K>(z, fragment, wgmma::describe(at, 16, 8 * ROW, SWIZZLE), step > 0);
+        wgmma::multiply<HALF, wgmma::MAJOR_K>(z, fragment, wgmma::describe(at + z_bytes, 16, 8 * ROW, SWIZZLE), 1);
+    }
+    wgmma::commit();
+    wgmma::wait<0>();
+    wgmma::settle(z);
+}
+
+/* The same number, of which the compiler does not know that, so that what was made of it need not be kept. */
+__device__ __forceinline__ int again(int item) {
+    asm volatile("" : "+r"(item));
+    return item;
+}
+
+__device__ __forceinline__ void ask_for(const void *address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+template <int R2, int V, bool HALF>
+__device__ __forceinline__ void contract(const arguments &in, uint32_t stages, uint32_t z, uint32_t p_at, uint32_t full,
+                                         uint32_t empty, uint32_t z_full, uint32_t z_empty, uint32_t order_at,
+                                         int warpgroup, int warp, int lane) {
+    using G = sizes<R2, V>;
+    const hla_hopper_side &side = in.call.side;
+    const hla_gradient_mode mode = in.call.mode;
+    const uint32_t block = rank_in_pair();
+    const int quad = lane & 3;
+    const int row0 = ((int)block * G::GROUPS + warpgroup) * 64 + 16 * warp + lane / 4; /* and row0 + 8, of a unit */
+    const uint32_t p_rows = p_at + (uint32_t)(warpgroup * in.rank1 * 64 * 4);
+    int reading = 0, z_reading = 0;
+    uint32_t parity = 0, z_parity = 0;
+    auto release = [&](int stage) {
+        if (lane < PAIR) arrive_in(empty + 8 * stage, lane);
+    };
+    for (int item = blockIdx.x / PAIR; item < in.items; item += gridDim.x / PAIR) {
+        const uint16_t *f1_row[2];
+        uint32_t x[V / 16][4], f2[2][R2 / 8];
+        const place begin = place_of(side, in.key_heads, item, PAIR * G::TILE);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            int64_t token = row0 + 8 * r; /* tokens beyond the last one read that */
+            token = begin.first + (token < begin.count ? token : begin.count - 1);
+            f1_row[r] = (const uint16_t *)side.f1.data + row_offset(side.f1, begin.b, token, begin.head);
+            const uint16_t *f2_row = (const uint16_t *)side.f2.data + row_offset(side.f2, begin.b, token, begin.head);
+            const uint16_t *x_row =
+                (const uint16_t *)side.rows.data + row_offset(side.rows, begin.b, token, begin.head);
+#pragma unroll
+            for (int j = 0; j < V / 32; j++) {
+                const uint4 eight = *(const uint4 *)(x_row + 32 * j + 8 * quad);
+                x[2 * j][r] = eight.x, x[2 * j][r + 2] = eight.y;
+                x[2 * j + 1][r] = eight.z, x[2 * j + 1][r + 2] = eight.w;
+            }
+#pragma unroll
+            for (int j = 0; j < R2 / 8; j++)
+                f2[r][j] = *(const uint32_t *)(f2_row + 8 * j + 2 * quad);
+        }
+        if (item + gridDim.x / PAIR < in.items) { /* what the next tile will read */
+            const place next = place_of(side, in.key_heads, item + gridDim.x / PAIR, PAIR * G::TILE);
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                int64_t t = next.first + (row0 + 8 * r < next.count ? row0 + 8 * r : next.count - 1);
+                const hla_cuda_view &view = quad == 0 ? side.f1 : quad == 1 ? side.f2 : side.rows;
+                ask_for((const uint16_t *)view.data + row_offset(view, next.b, t, next.head) + (quad == 3 ? V / 2 : 0));
+            }
+        }
+        float q[2][R2 / 4];
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+#pragma unroll
+            for (int i = 0; i < R2 / 4; i++)
+                q[r][i] = 0;
+        uint2 f1_next[G::TURN_A / 4][2];
+        auto load_f1 = [&](int a) {
+#pragma unroll
+            for (int i = 0; i < G::TURN_A / 4; i++)
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+                    f1_next[i][r] = *(const uint2 *)(f1_row[r] + a + 4 * i);
+        };
+        load_f1(0);
+        float h[G::BUFFERS][32];
+#pragma unroll 1
+        for (int a = 0; a < in.rank1; a += G::TURN_A) {
+            uint32_t f1[G::TURN_A / 4][2][2];
+#pragma unroll
+            for (int i = 0; i < G::TURN_A / 4; i++)
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+                    f1[i][r][0] = f1_next[i][r].x, f1[i][r][1] = f1_next[i][r].y;
+            if (a + G::TURN_A < in.rank1) load_f1(a + G::TURN_A);
+            float p[2][4];
+            int issued = reading; /* stage that the next product reads */
+            uint32_t issued_parity = parity;
+            auto issue = [&](int u) {
+                ptx::barrier_wait(full + 8 * issued, issued_parity);
+                multiply_stage<V, HALF>(h[u % G::BUFFERS], x, stages + issued * G::STAGE);
+                if (++issued == in.stages) issued = 0, issued_parity ^= 1;
+            };
+            if constexpr (G::BUFFERS == 2) issue(0);
+#pragma unroll
+            for (int u = 0; u < G::TURN; u++) {
+                if constexpr (G::BUFFERS == 1) issue(u);
+                if (G::BUFFERS == 2 && u + 1 < G::TURN) {
+                    issue(u + 1);
+                    wgmma::wait<1>();
+                } else {
+                    wgmma::wait<0>();
+                }
+                wgmma::settle(h[u % G::BUFFERS]);
+                release(reading);
+                if (++reading == in.stages) reading = 0, parity ^= 1;
+                if (64 * u % (4 * R2) == 0) {
+#pragma unroll
+                    for (int r = 0; r < 2; r++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++)
+                            p[r][i] = 0;
+                }
+                uint32_t order = NATURAL;
+                if constexpr (G::REFRESH) order = __float_as_uint(ptx::load_shared_pair(order_at).x);
+                fold<R2, HALF, G::REFRESH>(q, p, h[u % G::BUFFERS], f2, f1[64 * u / (4 * R2)], u, order);
+                if (64 * (u + 1) % (4 * R2) == 0) {
+#pragma unroll
+                    for (int r = 0; r < 2; r++) {
+                        uint32_t four = (uint32_t)(a / 4 + 64 * u / (4 * R2));
+                        ptx::store_shared(p_rows + (four * 256 + (16 * warp + lane / 4 + 8 * r) * 4 + quad) * 4,
+                                          sum_lanes(p[r], lane));
+                    }
+                }
+            }
+        }
+        __syncwarp();
+        const place at = place_of(side, in.key_heads, again(item), PAIR * G::TILE);
+        const bool with_z = mode != HLA_GRADIENT_PLAIN;
+        const uint32_t z_at = z + 2 * in.z_bytes * z_reading;
+        float w[2] = {in.call.scale, in.call.scale}, s[2] = {-1, -1};
+        float y[G::HALVES][G::WIDTH / 2];
+#pragma unroll
+        for (int half = 0; half < G::HALVES; half++)
+#pragma unroll
+            for (int i = 0; i < G::WIDTH / 2; i++)
+                y[half][i] = 0;
+        if (with_z) {
+            ptx::barrier_wait(z_full + 8 * z_reading, z_parity);
+#pragma unroll
+            for (int half = 0; half < G::HALVES; half++)
+                multiply_rows<R2, HALF>(y[half], f1_row, z_at + half * in.rank1 * G::ROW, in.z_bytes, in.rank1, lane);
+        }
+        if (mode == HLA_GRADIENT_QUERIES) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                float denominator = 0, product = 0;
+#pragma unroll
+                for (int j = 0; j < R2 / 8; j++) {
+                    const float2 f = ptx::unpack<HALF>(f2[r][j]);
+                    const float *y_pair = &y[j / (G::WIDTH / 8)][4 * (j % (G::WIDTH / 8)) + 2 * r];
+                    denominator = fmaf(f.x, y_pair[0], fmaf(f.y, y_pair[1], denominator));
+                    product = fmaf(f.x, q[r][2 * j], fmaf(f.y, q[r][2 * j + 1], product));
+                }
+                denominator = sum_lanes(denominator) + in.call.epsilon;
+                w[r] = denominator == 0 ? 0 : 1 / denominator;
+                s[r] = w[r] * sum_lanes(product);
+                if (quad == 0 && row0 + 8 * r < at.count) {
+                    int64_t i = (at.b * side.heads + at.head) * side.tokens + at.first + row0 + 8 * r;
+                    in.call.weight[i] = w[r];
+                    in.call.moment[i] = -w[r] * s[r];
+                }
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            if (row0 + 8 * r >= at.count) continue;
+            uint16_t *to =
+                (uint16_t *)in.call.d2.data + row_offset(in.call.d2, at.b, at.first + row0 + 8 * r, at.head) + 2 * quad;
+#pragma unroll
+            for (int j = 0; j < R2 / 8; j++) {
+                const float *y_pair = &y[j / (G::WIDTH / 8)][4 * (j % (G::WIDTH / 8)) + 2 * r];
+                *(uint32_t *)(to + 8 * j) = ptx::pack<HALF>(w[r] * (q[r][2 * j] - s[r] * y_pair[0]),
+                                                            w[r] * (q[r][2 * j + 1] - s[r] * y_pair[1]));
+            }
+        }
+#pragma unroll 1
+        for (int a_first = 0; a_first < in.rank1; a_first += 32) {
+            float z_sum[16];
+#pragma unroll
+            for (int i = 0; i < 16; i++)
+                z_sum[i] = 0;
+            if (with_z) multiply_columns<R2, HALF>(z_sum, f2, z_at, in.z_bytes, in.rank1, a_first);
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                if (row0 + 8 * r >= at.count) continue;
+                uint16_t *to = (uint16_t *)in.call.d1.data +
+                               row_offset(in.call.d1, at.b, at.first + row0 + 8 * r, at.head) + 2 * quad;
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const int a = a_first + 8 * j;
+                    if (a >= in.rank1) continue;
+                    const float2 p = ptx::load_shared_pair(
+                        p_rows +
+                        (uint32_t)((a / 4 + quad / 2) * 256 + (16 * warp + lane / 4 + 8 * r) * 4 + 2 * (quad & 1)) * 4);
+                    *(uint32_t *)(to + a) = ptx::pack<HALF>(w[r] * (p.x - s[r] * z_sum[4 * j + 2 * r]),
+                                                            w[r] * (p.y - s[r] * z_sum[4 * j + 2 * r + 1]));
+                }
+            }
+        }
+        if (with_z) {
+            if (lane == 0) ptx::barrier_arrive(z_empty + 8 * z_reading);
+            if (++z_reading == in.z_stages) z_reading = 0, z_parity ^= 1;
+        }
+        __syncwarp();
+    }
+}
+
+template <int R2, int V, bool HALF>
+__global__ __cluster_dims__(PAIR, 1, 1)
+    __launch_bounds__(sizes<R2, V>::THREADS, 1) void gradient(const __grid_constant__ arguments in) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    using G = sizes<R2, V>;
+    extern __shared__ uint8_t memory[];
+    const uint32_t stages = (ptx::shared_address(memory) + 1023u) & ~1023u;
+    const uint32_t z = stages + in.stages * G::STAGE, p = z + 2 * in.z_bytes * in.z_stages;
+    const uint32_t full = p + (uint32_t)(in.rank1 * G::TILE * 4), empty = full + 8 * MOST_STAGES;
+    const uint32_t z_full = empty + 8 * MOST_STAGES, z_empty = z_full + 16;
+    const int warp = __shfl_sync(0xffffffffu, (int)(threadIdx.x >> 5), 0), lane = threadIdx.x & 31;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < in.stages; i++) {
+            ptx::barrier_init(full + 8 * i, 1);
+            ptx::barrier_init(empty + 8 * i, PAIR * G::GROUPS * 4);
+        }
+        for (int i = 0; i < in.z_stages; i++) {
+            ptx::barrier_init(z_full + 8 * i, 1);
+            ptx::barrier_init(z_empty + 8 * i, G::GROUPS * 4);
+        }
+        ptx::barrier_init_fence();
+        ptx::store_shared(z_empty + 16, __uint_as_float(NATURAL));
+    }
+    __syncthreads();
+    meet_pair();
+    if (warp >= 4 * G::GROUPS) {
+        ptx::give_registers<G::GROUPS == 3 ? 32 : 24>();
+        if (warp == 4 * G::GROUPS && lane == 0) load_states<R2, V>(in, stages, z, full, empty, z_full, z_empty);
+        __syncwarp();
+    } else {
+        ptx::take_registers<G::GROUPS == 3 ? 160 : 240>();
+        contract<R2, V, HALF>(in, stages, z, p, full, empty, z_full, z_empty, z_empty + 16, warp / 4, warp % 4, lane);
+    }
+    meet_pair(); /* neither block leaves while the other may still write to it */
+#endif
+}
+
+/* ---- launch ---- */
+
+template <int R2, int V, bool HALF> int launch(const hla_hopper_shape *shape, arguments &in, cudaStream_t stream) {
+    using G = sizes<R2, V>;
+    const int rank1 = in.rank1;
+    const int z_rows = rank1 < 32 ? 32 : rank1; /* products take 32 at a time */
+    in.z_bytes = z_rows * R2 * 2;
+    in.z_stages = 2 * in.z_bytes <= 4096 ? 2 : 1;
+    const int rest = 1024 + 2 * in.z_bytes * in.z_stages + rank1 * G::TILE * 4 + 8 * BARRIERS + 16;
+    in.stages = (SHARED_LIMIT - rest) / G::STAGE;
+    if (in.stages > MOST_STAGES) in.stages = MOST_STAGES;
+    const int shared = rest + in.stages * G::STAGE;
+    auto *kernel = gradient<R2, V, HALF>;
+    int error = (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (!error) error = hla_rows_map(&in.s, in.call.s, V, in.call.states * rank1 * R2, HALF, 64, G::SHARE_ROWS);
+    if (!error && in.call.mode != HLA_GRADIENT_PLAIN)
+        error = hla_rows_map(&in.z, in.call.z_split, R2, in.call.states * 2 * rank1, HALF, G::WIDTH, rank1);
+    if (error) return error;
+    int64_t pairs = shape->processors / PAIR > 0 ? shape->processors / PAIR : 1;
+    if (pairs > in.items) pairs = in.items;
+    kernel<<<(unsigned)(PAIR * pairs), G::THREADS, shared, stream>>>(in);
+    return (int)cudaGetLastError();
+}
+
+template <int R2> int launch_of_shape(const hla_hopper_shape *shape, arguments &in, cudaStream_t stream) {
+    if (shape->value_dim == 64)
+        return shape->half ? launch<R2, 64, true>(shape, in, stream) : launch<R2, 64, false>(shape, in, stream);
+    return shape->half ? launch<R2, 128, true>(shape, in, stream) : launch<R2, 128, false>(shape, in, stream);
+}
+
+} // namespace
+
+extern "C" int64_t hla_gradient_unit(const hla_hopper_shape *shape) {
+    return PAIR * 64 * groups_of(shape->rank2);
+}
+
+extern "C" int hla_gradient(const hla_hopper_shape *shape, const hla_gradient_call *call, void *stream) {
+    arguments in = {};
+    in.call = *call;
+    in.items = (int)(call->side.units * call->side.heads);
+    if (in.items == 0) return 0;
+    in.rank1 = (int)shape->rank1, in.key_heads = (int)(call->side.heads / call->side.group);
+    cudaStream_t queue = (cudaStream_t)stream;
+    return shape->rank2 == 16   ? launch_of_shape<16>(shape, in, queue)
+           : shape->rank2 == 32 ? launch_of_shape<32>(shape, in, queue)
+           : shape->rank2 == 64 ? launch_of_shape<64>(shape, in, queue)
+                                : launch_of_shape<128>(shape, in, queue);
+}
