@@ -2,7 +2,8 @@
 #include "attention/ops/softmax/cuda/tiled.h"
 
 const hla_hadamard_entry *const hla_cuda_hadamard_table[] = {NULL};
-const hla_feature_map_entry *const hla_cuda_feature_map_table[] = {NULL};
+const hla_feature_map_entry *const hla_cuda_feature_map_table[] = {&hla_cuda_feature_map_float32,
+                                                                   &hla_cuda_feature_map_mma, NULL};
 const hla_softmax_entry *const hla_cuda_softmax_table[] = {
     &hla_softmax_tiled_cuda,
 #if defined(HLA_CUDNN)
