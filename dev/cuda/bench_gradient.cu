@@ -171,7 +171,8 @@ static bool run(const trial &in, int processors) {
     call.side.rows = view_of(x, in.tokens, in.heads, in.v, pad);
     call.d1 = view_of(d1, in.tokens, in.heads, in.r1, pad), call.d2 = view_of(d2, in.tokens, in.heads, in.r2, pad);
     call.side.batch = in.batch, call.side.tokens = in.tokens, call.side.heads = in.heads, call.side.group = in.group;
-    call.side.spans = device_spans, call.side.sequences = sequences, call.side.units = units;
+    call.side.spans = in.lengths.empty() ? NULL : device_spans, call.side.sequences = sequences,
+    call.side.units = units;
     call.states = states, call.s = s, call.z_split = z, call.mode = in.mode, call.epsilon = 1e-3f, call.scale = 0.75f;
     cudaStream_t stream;
     CHECK(cudaStreamCreate(&stream));

@@ -65,21 +65,30 @@ struct place {
 };
 
 __device__ __forceinline__ place place_of(const hla_hopper_side &side, int key_heads, int item, int unit_tokens) {
-    int64_t low = 0, high = side.sequences - 1;
-    while (low < high) {
-        int64_t middle = (low + high + 1) / 2;
-        if (side.spans[middle].units * side.heads <= item)
-            low = middle;
-        else
-            high = middle - 1;
+    const int heads = (int)side.heads;
+    int low = 0, high = (int)side.sequences - 1;
+    int units = (int)side.units / (int)side.sequences; /* of the sequence, one head; here without spans */
+    hla_hopper_span span;
+    if (side.spans) {
+        while (low < high) { /* the last sequence that begins at or before the item */
+            int middle = (low + high + 1) / 2;
+            if ((int)side.spans[middle].units * heads <= item)
+                low = middle;
+            else
+                high = middle - 1;
+        }
+        span = side.spans[low];
+        units = (int)(side.spans[low + 1].units - span.units);
+    } else {
+        low = item / (units * heads);
+        span.b = low, span.first = 0, span.count = side.tokens, span.units = low * units;
     }
-    const hla_hopper_span span = side.spans[low];
-    int64_t units = side.spans[low + 1].units - span.units, within = item - span.units * side.heads;
+    const int within = item - (int)span.units * heads, unit = within % units;
     place at;
     at.b = span.b;
-    at.head = (int)(within / units);
-    at.first = span.first + within % units * unit_tokens;
-    at.count = span.count - within % units * unit_tokens;
+    at.head = within / units;
+    at.first = span.first + (int64_t)unit * unit_tokens;
+    at.count = span.count - (int64_t)unit * unit_tokens;
     at.state = low * key_heads + at.head / (int)side.group;
     return at;
 }
