@@ -9,7 +9,8 @@
 /* Costs in units of one multiply-add of the register tile. */
 typedef struct hla_tune {
     double state_feature;      /* state form: making one feature of one token, and its share of z or d */
-    double state_token;        /* state form: packing one number of a token */
+    double state_odd_feature;  /* the same where the inner rank is no number of whole vectors */
+    double state_token;        /* state form: packing and writing one number of a token */
     double quadratic_score;    /* quadratic form: storing or multiplying in one score of one factor */
     double quadratic_token;    /* quadratic form: packing (transposing) one number of a token */
     double quadratic_slowdown; /* multiply-adds of the quadratic form relative to the state form's: short tiles */

@@ -90,28 +90,38 @@ static void pack_keys(const plan *p, const hla_hadamard_call *call, int64_t kv, 
     if (count > 0) pack_key_block(to, call, sequence.b, kv, sequence.key_first + first, count);
 }
 
+/* Sums of the first `rows` queries = 0, or += those of a chunk. */
+static void clear_sums(const hla_hadamard_problem *problem, float *sums, float *denominators, int64_t rows) {
+    for (int64_t panel = 0; panel < panel_count(problem->value_dim); panel++)
+        memset(sums + panel * QUERIES * HLA_TILE_COLUMNS, 0, (size_t)(rows * HLA_TILE_COLUMNS) * sizeof *sums);
+    memset(denominators, 0, (size_t)(rows * HLA_VECTOR_WIDTH) * sizeof *denominators);
+}
+static void add_sums(const scratch *own, const hla_hadamard_problem *problem, int64_t rows) {
+    for (int64_t panel = 0; panel < panel_count(problem->value_dim); panel++) {
+        int64_t first = panel * QUERIES * HLA_TILE_COLUMNS;
+        add_floats(own->sums + first, own->block.sums + first, rows * HLA_TILE_COLUMNS);
+    }
+    add_floats(own->denominators, own->block.denominators, rows * HLA_VECTOR_WIDTH);
+}
+
 /* Queries first ... first + count - 1 of a sequence, whose packed keys begin at `keys`. */
 static void attend(const plan *p, const hla_hadamard_call *call, scratch *own, const hla_sequence *sequence,
                    const float *keys, int64_t h, int64_t first, int64_t count) {
-    int64_t token = sequence->query_first + first;
+    int64_t token = sequence->query_first + first, rows = hla_round_up(count, HLA_TILE_ROWS);
     int64_t visible = hla_hadamard_visible(p->problem, sequence, first + count - 1);
     if (visible == 0) {
         write_zeros(call, sequence->b, h, token, count);
         return;
     }
     pack_query_block(&own->block, call, sequence->b, h, token, count);
-    int64_t sums = panel_count(p->problem->value_dim) * QUERIES * HLA_TILE_COLUMNS, lanes = QUERIES * HLA_VECTOR_WIDTH;
-    memset(own->sums, 0, (size_t)sums * sizeof(float));
-    memset(own->denominators, 0, (size_t)lanes * sizeof(float));
+    clear_sums(p->problem, own->sums, own->denominators, rows);
     for (int64_t chunk = 0; chunk < visible; chunk += CHUNK) {
-        memset(own->block.sums, 0, (size_t)sums * sizeof(float));
-        memset(own->block.denominators, 0, (size_t)lanes * sizeof(float));
+        clear_sums(p->problem, own->block.sums, own->block.denominators, rows);
         for (int64_t key = chunk; key < hla_smaller(visible, chunk + CHUNK); key += KEYS) {
             bool diagonal = p->problem->causal && key == first;
             attend_block(&own->block, keys + key / KEYS * p->block_size, hla_smaller(KEYS, visible - key), diagonal);
         }
-        add_floats(own->sums, own->block.sums, sums);
-        add_floats(own->denominators, own->block.denominators, lanes);
+        add_sums(own, p->problem, rows);
     }
     write_rows(call, own->sums, QUERIES, own->denominators, sequence->b, h, token, count);
 }

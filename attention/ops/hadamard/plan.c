@@ -1,5 +1,6 @@
 /* Plans of the Hadamard operator: checks the problem, chooses form and kernel by cost, explains itself. */
 #include "attention/ops/hadamard/plan.h"
+#include "attention/ops/hadamard/fold.h"
 #include "attention/tune/tune.h"
 
 #include <inttypes.h>
@@ -113,6 +114,11 @@ static hla_status check_problem(hla_context *context, const hla_hadamard_problem
 
 /* ---- cost ---- */
 
+enum {
+    WIDEST_VECTOR = 16, /* floats; inner ranks of whole vectors have the fast loops */
+    CAUSAL_BLOCK = 128  /* tokens whose pairs the causal state form handles through scores */
+};
+
 typedef struct cost {
     double flops; /* 2 per multiply-add of the formula: what is reported */
     double work;  /* multiply-adds of the register tile that take as long: what is compared */
@@ -142,22 +148,33 @@ static double rank_sum(const hla_hadamard_problem *problem) {
     return sum;
 }
 
+/* Multiply-adds' worth of `pairs` scores and their products with the values. */
+static double score_work(const hla_hadamard_problem *problem, const hla_tune *tune, double pairs) {
+    double width = rank_sum(problem) + (double)problem->value_dim;
+    return pairs * (tune->quadratic_slowdown * width + problem->factors * tune->quadratic_score);
+}
+
+/* Causal queries go through the scores of their own block of keys too, half of which they see. */
 static cost state_cost(const hla_hadamard_problem *problem, const hla_tune *tune) {
     double heads = (double)problem->batch * (double)problem->heads, rank = state_rank(problem);
     double kv_heads = (double)problem->batch * (double)problem->kv_heads;
     double tokens = heads * (double)problem->queries + kv_heads * (double)problem->keys;
-    double value_dim = (double)problem->value_dim, width = rank_sum(problem) + value_dim;
+    double value_dim = (double)problem->value_dim;
+    fold folded = make_fold(problem);
+    double width = (double)folded.outer + (double)folded.inner + value_dim;
+    double feature = folded.inner % WIDEST_VECTOR == 0 ? tune->state_feature : tune->state_odd_feature;
+    double block = problem->queries < CAUSAL_BLOCK ? (double)problem->queries : CAUSAL_BLOCK;
+    double own_block = problem->causal ? heads * (double)problem->queries * (block + 1) / 2 : 0;
     return (cost){2 * tokens * rank * (value_dim + 1),
-                  tokens * (rank * (value_dim + tune->state_feature) + width * tune->state_token)};
+                  tokens * (rank * (value_dim + feature) + width * tune->state_token) +
+                      score_work(problem, tune, own_block)};
 }
 
 static cost quadratic_cost(const hla_hadamard_problem *problem, const hla_tune *tune) {
     double heads = (double)problem->batch * (double)problem->heads;
     double tokens = heads * ((double)problem->queries + (double)problem->keys);
-    double pairs = pair_count(problem);
-    double width = rank_sum(problem) + (double)problem->value_dim;
-    double scores = tune->quadratic_slowdown * width + problem->factors * tune->quadratic_score;
-    return (cost){2 * pairs * (width + 1), pairs * scores + tokens * width * tune->quadratic_token};
+    double pairs = pair_count(problem), width = rank_sum(problem) + (double)problem->value_dim;
+    return (cost){2 * pairs * (width + 1), score_work(problem, tune, pairs) + tokens * width * tune->quadratic_token};
 }
 
 /* ---- the plan ---- */

@@ -14,6 +14,7 @@
 #define HLA_OPS_HADAMARD_STATE_H
 
 #include "attention/ops/hadamard/cpu.h"
+#include "attention/ops/hadamard/fold.h"
 
 enum {
     TOKENS = 128,  /* tokens a block: a value panel (16 KB) and a phi panel (24 KB) share a 48 KB cache */
@@ -23,41 +24,6 @@ enum {
     RANGE_BYTES = 512 << 10,                 /* of S that one pass over the tokens keeps in the second-level cache */
     CACHE_LINE = 64
 };
-
-/* The factors in order of rank, the first `split` of them folded into the outer one. Sorting keeps the inner one wide
- * (a vector of phi then comes from one multiplication), the split keeps the sum of both ranks small. */
-typedef struct fold {
-    int order[HLA_MAX_FACTORS];
-    int factors, split;
-    int64_t outer, inner; /* ranks */
-    int64_t state_rank;
-} fold;
-
-static int64_t rank_product(const hla_hadamard_problem *problem, const int *order, int first, int last) {
-    int64_t product = 1;
-    for (int p = first; p < last; p++)
-        product *= problem->rank[order[p]];
-    return product;
-}
-
-static fold make_fold(const hla_hadamard_problem *problem) {
-    fold folded = {.factors = problem->factors};
-    for (int p = 0; p < problem->factors; p++) {
-        int place = p;
-        for (; place > 0 && problem->rank[folded.order[place - 1]] > problem->rank[p]; place--) {
-            folded.order[place] = folded.order[place - 1];
-        }
-        folded.order[place] = p;
-    }
-    for (int split = 0; split < folded.factors; split++) {
-        int64_t outer = rank_product(problem, folded.order, 0, split);
-        int64_t inner = rank_product(problem, folded.order, split, folded.factors);
-        if (split > 0 && outer + inner >= folded.outer + folded.inner) continue;
-        folded.split = split, folded.outer = outer, folded.inner = inner;
-    }
-    folded.state_rank = folded.outer * folded.inner;
-    return folded;
-}
 
 /* Sizes that follow from a problem. */
 typedef struct geometry {
