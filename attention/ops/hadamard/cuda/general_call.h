@@ -1,0 +1,18 @@
+/* attention/ops/hadamard/cuda/general_call.h - the general kernels as whole calls, for table entries of kernels that
+ * cannot take the strides of every call. Host side.
+ */
+#ifndef HLA_OPS_HADAMARD_CUDA_GENERAL_CALL_H
+#define HLA_OPS_HADAMARD_CUDA_GENERAL_CALL_H
+
+#include "attention/ops/hadamard/kernel.h"
+
+/* In state form: a forward call, a backward call, and the workspace that each needs. */
+void hla_cuda_hadamard_general_measure(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
+hla_status hla_cuda_hadamard_general_run(const hla_hadamard_call *call);
+void hla_cuda_hadamard_general_measure_backward(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
+hla_status hla_cuda_hadamard_general_run_backward(const hla_hadamard_call *call);
+
+extern const hla_hadamard_backward_entry hla_cuda_hadamard_backward_state;
+extern const hla_hadamard_entry hla_cuda_hadamard_quadratic, hla_cuda_hadamard_state;
+
+#endif
