@@ -95,7 +95,7 @@ static const hla_cuda_backend backend = {
     .hadamard = hla_cuda_hadamard_table,
     .feature_map = hla_cuda_feature_map_table,
     .softmax = hla_cuda_softmax_table,
-    .stream = NULL,
+    .stream = &hla_cuda_stream_entry,
 };
 
 HLA_API const hla_cuda_backend *hla_cuda_backend_get(void);

@@ -12,6 +12,7 @@ enum { HLA_CUDA_LEAST_CAPABILITY = 80 };
 int hla_cuda_kernels_run(int ordinal);
 
 extern const struct hla_cuda_utilities hla_cuda_utilities_table;
+extern const struct hla_stream_entry hla_cuda_stream_entry;
 extern const hla_feature_map_entry hla_cuda_feature_map_float32, hla_cuda_feature_map_mma;
 
 /* Each ends with NULL; in order of preference, the last that runs and takes the problem is best. */

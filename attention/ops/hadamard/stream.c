@@ -1,6 +1,8 @@
 /* The streaming state: an array that tokens are appended to and that queries read. Few tokens are worked on in the
- * array itself (stream_cpu.c), many by the state form's kernel, from the array and to it. */
+ * array itself (stream_cpu.c), many by the state form's kernel, from the array and to it. On a GPU array and workspace
+ * are its memory, and calls queue their work. */
 #include "attention/ops/hadamard/stream.h"
+#include "attention/cuda/backend.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -19,8 +21,9 @@ static const hla_stream_entry *const table[] = {
 #endif
 };
 
-/* The entry of an instruction set, or the best one here if that set has none of its own. */
-static const hla_stream_entry *entry_of(hla_isa isa) {
+/* The entry of an instruction set, or the best one here if that set has none of its own; the GPU's there. */
+static const hla_stream_entry *entry_of(const hla_state *state, hla_isa isa) {
+    if (state->cuda) return state->cuda->stream;
     const hla_stream_entry *best = table[0];
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
         if (table[i]->isa == isa) return table[i];
@@ -45,11 +48,36 @@ static hla_status make_plan(hla_state *state, int64_t queries, int64_t keys, boo
     return HLA_OK;
 }
 
+/* Memory of the state's GPU, all zero (as its kernels want their workspace). */
+static hla_status allocate_on_gpu(const hla_state *state, size_t bytes, void **memory) {
+    hla_status status = state->cuda->allocate(state->context, bytes, memory);
+    if (status == HLA_OK) status = state->cuda->clear(state->context, *memory, bytes);
+    if (status == HLA_OK || !*memory) return status;
+    state->cuda->release(state->context, *memory);
+    *memory = NULL;
+    return status;
+}
+
+/* Of data or workspace; a GPU's is released when its queued work is done. */
+static void release(const hla_state *state, void *memory) {
+    if (state->cuda) {
+        state->cuda->release(state->context, memory);
+    } else {
+        free(memory);
+    }
+}
+
 static hla_status grow_workspace(hla_state *state, size_t size) {
     if (size <= state->workspace_size) return HLA_OK;
-    void *larger = aligned_alloc(HLA_ALIGNMENT, size); /* arenas are whole multiples of the alignment */
+    void *larger = NULL;
+    if (state->cuda) {
+        hla_status status = allocate_on_gpu(state, size, &larger);
+        if (status != HLA_OK) return status;
+    } else {
+        larger = aligned_alloc(HLA_ALIGNMENT, size); /* arenas are whole multiples of the alignment */
+    }
     if (!larger) return hla_fail(state->context, HLA_ERROR_MEMORY, "out of memory for a workspace of %zu bytes", size);
-    free(state->workspace);
+    release(state, state->workspace);
     state->workspace = larger, state->workspace_size = size;
     return HLA_OK;
 }
@@ -75,8 +103,14 @@ static hla_status allocate_data(hla_state *state) {
                         " x %" PRId64 " floats, cannot be addressed",
                         problem->batch, problem->kv_heads, hla_hadamard_state_rank(problem), problem->value_dim + 1);
     }
-    state->data = calloc(count, sizeof(float));
     state->count = count;
+    if (state->cuda) {
+        void *memory = NULL;
+        hla_status status = allocate_on_gpu(state, bytes, &memory);
+        state->data = memory;
+        return status;
+    }
+    state->data = calloc(count, sizeof(float));
     if (state->data) return HLA_OK;
     return hla_fail(state->context, HLA_ERROR_MEMORY, "out of memory for a state of %zu bytes", bytes);
 }
@@ -98,8 +132,8 @@ static hla_status set_up(hla_state *state, const hla_hadamard_problem *problem) 
     if (status != HLA_OK) return status;
     const hla_kernel *kernel = &state->plan->entry->kernel;
     state->problem = state->plan->problem;
-    state->problem.kernel = kernel->name;
-    state->few = state->plan->entry == &hla_hadamard_reference ? NULL : entry_of(kernel->isa);
+    if (!state->cuda || problem->kernel) state->problem.kernel = kernel->name;
+    state->few = state->plan->entry == &hla_hadamard_reference ? NULL : entry_of(state, kernel->isa);
     status = allocate_data(state);
     if (status != HLA_OK) return status;
     return state->few ? grow_for_few(state, 1) : grow_workspace(state, state->plan->workspace);
@@ -113,7 +147,7 @@ hla_status hla_state_create(hla_context *context, const hla_hadamard_problem *pr
     if (status != HLA_OK) return status;
     hla_state *created = calloc(1, sizeof *created);
     if (!created) return hla_fail(context, HLA_ERROR_MEMORY, "out of memory for a state");
-    created->context = context;
+    created->context = context, created->cuda = context->cuda;
     status = set_up(created, problem);
     if (status != HLA_OK || !created->data) {
         hla_state_free(created);
@@ -126,8 +160,8 @@ hla_status hla_state_create(hla_context *context, const hla_hadamard_problem *pr
 void hla_state_free(hla_state *state) {
     if (!state) return;
     hla_hadamard_plan_free(state->plan);
-    free(state->data);
-    free(state->workspace);
+    release(state, state->data);
+    release(state, state->workspace);
     free(state);
 }
 
@@ -136,15 +170,37 @@ hla_status hla_state_clone(hla_context *context, const hla_state *state, hla_sta
     *clone = NULL;
     if (!state) return hla_fail(context, HLA_ERROR_ARGUMENT, "state is NULL");
     hla_state *created = NULL;
-    hla_status status = hla_state_create(context, &state->problem, &created);
+    hla_hadamard_problem problem = state->problem;
+    if (context && context->cuda != state->cuda) problem.kernel = NULL; /* that of another device */
+    hla_status status = hla_state_create(context, &problem, &created);
     if (!created) return status;
-    memcpy(created->data, state->data, state->count * sizeof *state->data);
+    const hla_cuda_backend *cuda = created->cuda ? created->cuda : state->cuda;
+    size_t bytes = state->count * sizeof *state->data;
+    if (cuda) {
+        status = cuda->copy(context, created->data, state->data, bytes);
+    } else {
+        memcpy(created->data, state->data, bytes);
+    }
+    if (status != HLA_OK) {
+        hla_state_free(created);
+        return status;
+    }
     created->tokens = state->tokens;
     *clone = created;
     return HLA_OK;
 }
 
 /* ---- tokens: checks ---- */
+
+/* That the state's context computes where the state lies, and work can be queued there. */
+static hla_status check_place(const hla_state *state) {
+    if (state->cuda != state->context->cuda) {
+        return hla_fail(state->context, HLA_ERROR_ARGUMENT,
+                        "the state was made before its context changed to another device");
+    }
+    hla_status status = hla_check_stream(state->context);
+    return status == HLA_OK ? hla_check_address(state->context, "the state's data", state->data) : status;
+}
 
 static hla_tensor data_view(const hla_state *state) {
     return hla_tensor_bthd(state->data, HLA_F32, 1, 1, 1, (int64_t)state->count);
@@ -210,7 +266,8 @@ static hla_status run_few(hla_state *state, const hla_tensor *out, const hla_ten
                           const hla_tensor *k_features, const hla_tensor *v, int64_t tokens) {
     hla_status status = grow_for_few(state, tokens);
     if (status != HLA_OK) return status;
-    const hla_stream_call call = {.problem = &state->problem,
+    const hla_stream_call call = {.context = state->context,
+                                  .problem = &state->problem,
                                   .threads = state->context->threads,
                                   .tokens = tokens,
                                   .state = state->data,
@@ -219,8 +276,7 @@ static hla_status run_few(hla_state *state, const hla_tensor *out, const hla_ten
                                   .k_features = k_features,
                                   .v = v,
                                   .workspace = state->workspace};
-    state->few->run(&call);
-    return HLA_OK;
+    return state->few->run(&call);
 }
 
 static hla_status run_many(hla_state *state, const hla_tensor *out, const hla_tensor *q_features,
@@ -243,7 +299,7 @@ static hla_status run_many(hla_state *state, const hla_tensor *out, const hla_te
 static hla_status run(hla_state *state, const hla_tensor *out, const hla_tensor *q_features,
                       const hla_tensor *k_features, const hla_tensor *v, int64_t tokens) {
     if (tokens == 0) return HLA_OK;
-    bool few = state->few && tokens <= HLA_STREAM_TOKENS;
+    bool few = state->few && tokens <= state->few->most_tokens;
     hla_status status = (few ? run_few : run_many)(state, out, q_features, k_features, v, tokens);
     if (status == HLA_OK && v && __builtin_add_overflow(state->tokens, tokens, &state->tokens))
         state->tokens = INT64_MAX;
@@ -253,7 +309,8 @@ static hla_status run(hla_state *state, const hla_tensor *out, const hla_tensor 
 hla_status hla_state_append(hla_state *state, const hla_tensor *k_features, const hla_tensor *v) {
     if (!state) return HLA_ERROR_ARGUMENT;
     int64_t tokens = 0;
-    hla_status status = count_tokens(state, "v", v, &tokens);
+    hla_status status = check_place(state);
+    if (status == HLA_OK) status = count_tokens(state, "v", v, &tokens);
     if (status == HLA_OK) status = check_keys(state, k_features, v, tokens, NULL);
     return status == HLA_OK ? run(state, NULL, NULL, k_features, v, tokens) : status;
 }
@@ -261,7 +318,8 @@ hla_status hla_state_append(hla_state *state, const hla_tensor *k_features, cons
 hla_status hla_state_query(hla_state *state, const hla_tensor *out, const hla_tensor *q_features) {
     if (!state) return HLA_ERROR_ARGUMENT;
     int64_t tokens = 0;
-    hla_status status = count_tokens(state, "out", out, &tokens);
+    hla_status status = check_place(state);
+    if (status == HLA_OK) status = count_tokens(state, "out", out, &tokens);
     if (status == HLA_OK) status = check_out(state, out, tokens);
     if (status == HLA_OK) status = check_features(state, "q_features", q_features, tokens, state->problem.heads, out);
     return status == HLA_OK ? run(state, out, q_features, NULL, NULL, tokens) : status;
@@ -271,7 +329,8 @@ hla_status hla_state_step(hla_state *state, const hla_tensor *out, const hla_ten
                           const hla_tensor *k_features, const hla_tensor *v) {
     if (!state) return HLA_ERROR_ARGUMENT;
     int64_t tokens = 0;
-    hla_status status = count_tokens(state, "out", out, &tokens);
+    hla_status status = check_place(state);
+    if (status == HLA_OK) status = count_tokens(state, "out", out, &tokens);
     if (status == HLA_OK) status = check_out(state, out, tokens);
     if (status == HLA_OK) status = check_features(state, "q_features", q_features, tokens, state->problem.heads, out);
     if (status == HLA_OK) status = check_keys(state, k_features, v, tokens, out);
@@ -309,9 +368,35 @@ static void scale_piece(float *to, const float *from, size_t count, float gamma)
         to[i] *= gamma;
 }
 
+static hla_status add(hla_state *state, const float *from) {
+    if (!state->cuda) {
+        each_piece(state, from, NULL, 0, add_piece);
+        return HLA_OK;
+    }
+    hla_status status = check_place(state);
+    if (status == HLA_OK) status = hla_check_address(state->context, "from's data", from);
+    return status == HLA_OK ? state->few->add(state, from) : status;
+}
+
+static hla_status scale(hla_state *state, const float *gamma, int64_t heads) {
+    if (!state->cuda) {
+        each_piece(state, NULL, gamma, heads, scale_piece);
+        return HLA_OK;
+    }
+    hla_status status = check_place(state);
+    return status == HLA_OK ? state->few->scale(state, gamma, heads) : status;
+}
+
 hla_status hla_state_reset(hla_state *state) {
     if (!state) return HLA_ERROR_ARGUMENT;
-    memset(state->data, 0, state->count * sizeof *state->data);
+    size_t bytes = state->count * sizeof *state->data;
+    if (state->cuda) {
+        hla_status status = check_place(state);
+        if (status == HLA_OK) status = state->cuda->utilities->queue_fill(state->context, state->data, 0, bytes);
+        if (status != HLA_OK) return status;
+    } else {
+        memset(state->data, 0, bytes);
+    }
     state->tokens = 0;
     return HLA_OK;
 }
@@ -348,9 +433,12 @@ hla_status hla_state_merge(hla_state *state, const hla_state *from) {
         return hla_fail(state->context, HLA_ERROR_ARGUMENT,
                         "from is the state merged into, wanted one of other tokens");
     }
+    if (from->cuda != state->cuda) {
+        return hla_fail(state->context, HLA_ERROR_ARGUMENT, "from lies on another device than the state merged into");
+    }
     hla_status status = check_same(state, from);
+    if (status == HLA_OK) status = add(state, from->data);
     if (status != HLA_OK) return status;
-    each_piece(state, from->data, NULL, 0, add_piece);
     if (__builtin_add_overflow(state->tokens, from->tokens, &state->tokens)) state->tokens = INT64_MAX;
     return HLA_OK;
 }
@@ -363,8 +451,7 @@ hla_status hla_state_decay_heads(hla_state *state, const float *gamma) {
         return hla_fail(state->context, HLA_ERROR_ARGUMENT, "gamma[%" PRId64 "] is %g, wanted 0 to 1", h,
                         (double)gamma[h]);
     }
-    each_piece(state, NULL, gamma, state->problem.kv_heads, scale_piece);
-    return HLA_OK;
+    return scale(state, gamma, state->problem.kv_heads);
 }
 
 hla_status hla_state_decay(hla_state *state, float gamma) {
@@ -372,8 +459,7 @@ hla_status hla_state_decay(hla_state *state, float gamma) {
     if (!(gamma >= 0 && gamma <= 1)) {
         return hla_fail(state->context, HLA_ERROR_ARGUMENT, "gamma is %g, wanted 0 to 1", (double)gamma);
     }
-    each_piece(state, NULL, &gamma, 1, scale_piece);
-    return HLA_OK;
+    return scale(state, &gamma, 1);
 }
 
 int64_t hla_state_tokens(const hla_state *state) {

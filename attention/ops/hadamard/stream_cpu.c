@@ -277,7 +277,7 @@ static void run_unit(const hla_stream_call *call, const layout *sizes, int64_t u
     run_range(call, sizes, &own, unit / sizes->ranges, unit % sizes->ranges);
 }
 
-static void run(const hla_stream_call *call) {
+static hla_status run(const hla_stream_call *call) {
     hla_arena arena = {.base = call->workspace};
     layout sizes = lay_out(&arena, call->problem, call->tokens, call->threads);
     int64_t units = sizes.pairs * sizes.ranges;
@@ -295,7 +295,9 @@ static void run(const hla_stream_call *call) {
         int64_t pair = row / sizes.group / call->tokens;
         finish_row(call, &sizes, pair, row / sizes.group % call->tokens, row % sizes.group);
     }
+    return HLA_OK;
 }
 
 extern const hla_stream_entry HLA_ISA_NAME(hla_stream);
-const hla_stream_entry HLA_ISA_NAME(hla_stream) = {HLA_ISA_VALUE, measure, run};
+const hla_stream_entry HLA_ISA_NAME(hla_stream) = {
+    .isa = HLA_ISA_VALUE, .most_tokens = HLA_STREAM_TOKENS, .measure = measure, .run = run};

@@ -1,4 +1,5 @@
 /* Saving and loading a streaming state: the format of include/hla/state.h, every field of it checked. */
+#include "attention/cuda/backend.h"
 #include "attention/ops/hadamard/stream.h"
 
 #include <inttypes.h>
@@ -67,6 +68,13 @@ static header describe(const hla_state *state) {
     return head;
 }
 
+/* Between the host and where the state lies. */
+static hla_status copy_numbers(const hla_state *state, void *to, const void *from, size_t bytes) {
+    if (state->cuda) return state->cuda->copy(state->context, to, from, bytes);
+    memcpy(to, from, bytes);
+    return HLA_OK;
+}
+
 hla_status hla_state_save(const hla_state *state, void *buffer, size_t size) {
     if (!state) return HLA_ERROR_ARGUMENT;
     if (!buffer) return hla_fail(state->context, HLA_ERROR_ARGUMENT, "buffer is NULL");
@@ -75,9 +83,11 @@ hla_status hla_state_save(const hla_state *state, void *buffer, size_t size) {
         return hla_fail(state->context, HLA_ERROR_ARGUMENT, "buffer holds %zu bytes, wanted %zu", size, needed);
     }
     header head = describe(state);
-    head.checksum = checksum(&head, state->data, bytes);
+    char *numbers = (char *)buffer + sizeof head;
+    hla_status status = copy_numbers(state, numbers, state->data, bytes);
+    if (status != HLA_OK) return status;
+    head.checksum = checksum(&head, numbers, bytes);
     memcpy(buffer, &head, sizeof head);
-    memcpy((char *)buffer + sizeof head, state->data, bytes);
     return HLA_OK;
 }
 
@@ -224,7 +234,7 @@ hla_status hla_state_load(hla_state *state, const void *data, size_t size) {
         if (isfinite(number)) continue;
         return hla_fail(state->context, HLA_ERROR_NOT_FINITE, "data holds NaN or infinity at number %zu", i);
     }
-    memcpy(state->data, numbers, state->count * sizeof *state->data);
-    state->tokens = head.tokens;
-    return HLA_OK;
+    status = copy_numbers(state, state->data, numbers, state->count * sizeof *state->data);
+    if (status == HLA_OK) state->tokens = head.tokens;
+    return status;
 }
