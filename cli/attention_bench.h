@@ -50,6 +50,13 @@ void ranks_text(char *text, size_t size, int factors, const int64_t *rank); /* "
 double method_operations(const bench_method *method, const bench_case *problem);
 double function_bytes(bench_function function, const bench_case *problem);
 
+/* The operators' words for a case. kernel: NULL, or the name of one. The numbers of queries and keys are those of the
+ * views. */
+void describe_hadamard(const bench_method *method, const bench_case *problem, const bench_views *views,
+                       const char *kernel, hla_hadamard_problem *made);
+void describe_softmax(const bench_case *problem, const bench_views *views, const char *kernel,
+                      hla_softmax_problem *made);
+
 /* A planned call on views, to be run again and again. */
 typedef struct bench_call {
     bool backward;
@@ -80,6 +87,10 @@ hlv_status data_create(cli_session *session, const bench_case *largest, bench_da
 void data_free(cli_session *session, bench_data *data);
 bench_views data_views(const bench_data *data, const bench_case *problem, bench_function function);
 
+/* The tensors that a call writes: out, or dq, dk, dv. Returns how many; of_queries: how many of them, the first ones,
+ * have a row for each query. */
+int list_outputs(const bench_views *views, bool backward, const hla_tensor *list[MAX_OUTPUTS], int *of_queries);
+
 /* Tokens first, first + step ... of a view. */
 hla_tensor narrow(const hla_tensor *view, int64_t first, int64_t count, int64_t step);
 
@@ -98,6 +109,8 @@ void gate_close(cli_session *session, bench_gate *gate);
  * gate's rows only, so that the reference's few queries have the same gradients of all keys. */
 hlv_status gate_check(cli_session *session, hla_context *hla, bench_call *call, const bench_gate *gate,
                       const bench_data *data, double *error);
+/* The same of outputs that are there. */
+double gate_error(const bench_gate *gate, const bench_views *views, bool backward);
 double gate_limit(const bench_case *problem);
 
 typedef struct bench_result {

@@ -171,9 +171,7 @@ bench_views data_views(const bench_data *data, const bench_case *problem, bench_
     return views;
 }
 
-/* The tensors that a call writes: out, or dq, dk, dv. Returns how many; of_queries: how many of them, the first ones,
- * have a row for each query. */
-static int list_outputs(const bench_views *views, bool backward, const hla_tensor *list[MAX_OUTPUTS], int *of_queries) {
+int list_outputs(const bench_views *views, bool backward, const hla_tensor *list[MAX_OUTPUTS], int *of_queries) {
     int count = 0;
     *of_queries = backward ? views->parts : 1;
     if (!backward) list[count++] = &views->out;
@@ -300,6 +298,19 @@ static void poison(const hla_tensor *view) {
                (size_t)(view->shape[1] * view->stride[1]) * hla_dtype_size(view->dtype));
 }
 
+double gate_error(const bench_gate *gate, const bench_views *views, bool backward) {
+    const hla_tensor *outputs[MAX_OUTPUTS];
+    int of_queries, count = list_outputs(views, backward, outputs, &of_queries);
+    double error = 0;
+    for (int i = 0; i < count; i++) {
+        hla_tensor got = *outputs[i];
+        if (i < of_queries) got = narrow(outputs[i], gate->step - 1, gate->rows, gate->step);
+        double found = view_error(&got, &gate->expected[i].view);
+        if (!isnan(error) && !(found <= error)) error = found; /* a NaN stays */
+    }
+    return error;
+}
+
 hlv_status gate_check(cli_session *session, hla_context *hla, bench_call *call, const bench_gate *gate,
                       const bench_data *data, double *error) {
     const hla_tensor *outputs[MAX_OUTPUTS];
@@ -310,12 +321,6 @@ hlv_status gate_check(cli_session *session, hla_context *hla, bench_call *call, 
     if (call->backward) call->views.d_out = narrow(&data->d_out_of_rows.view, 0, call->views.q[0].shape[1], 1);
     hlv_status status = call_run(session, hla, call);
     call->views.d_out = d_out;
-    *error = 0;
-    for (int i = 0; i < count && status == HLV_OK; i++) {
-        hla_tensor got = *outputs[i];
-        if (i < of_queries) got = narrow(outputs[i], gate->step - 1, gate->rows, gate->step);
-        double found = view_error(&got, &gate->expected[i].view);
-        if (!isnan(*error) && !(found <= *error)) *error = found; /* a NaN stays */
-    }
+    if (status == HLV_OK) *error = gate_error(gate, &call->views, call->backward);
     return status;
 }

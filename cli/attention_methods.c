@@ -77,8 +77,8 @@ double function_bytes(bench_function function, const bench_case *problem) {
     return rows * (problem->backward ? 2 * inputs + out : inputs + out) * (double)hla_dtype_size(problem->dtype);
 }
 
-static void describe(const bench_method *method, const bench_case *problem, const bench_views *views,
-                     const char *kernel, hla_hadamard_problem *made) {
+void describe_hadamard(const bench_method *method, const bench_case *problem, const bench_views *views,
+                       const char *kernel, hla_hadamard_problem *made) {
     hla_hadamard_problem_init(made);
     made->batch = problem->batch;
     made->heads = problem->heads;
@@ -106,7 +106,7 @@ static bool is_planned(hla_context *hla, hla_hadamard_problem problem) {
 static hlv_status open_hadamard(cli_session *session, hla_context *hla, const bench_method *method,
                                 const bench_case *problem, const char *kernel, bench_call *call) {
     hla_hadamard_problem description;
-    describe(method, problem, &call->views, kernel, &description);
+    describe_hadamard(method, problem, &call->views, kernel, &description);
     hla_status status = hla_hadamard_plan_create(hla, &description, &call->hadamard);
     if (status != HLA_OK) return fail_operator(session, hla, status);
     call->bytes = call->backward ? hla_hadamard_plan_backward_workspace(call->hadamard)
@@ -116,19 +116,24 @@ static hlv_status open_hadamard(cli_session *session, hla_context *hla, const be
     return HLV_OK;
 }
 
+void describe_softmax(const bench_case *problem, const bench_views *views, const char *kernel,
+                      hla_softmax_problem *made) {
+    hla_softmax_problem_init(made);
+    made->batch = problem->batch;
+    made->heads = problem->heads;
+    made->queries = views->q[0].shape[1];
+    made->keys = views->k[0].shape[1];
+    made->dim = problem->dim;
+    made->value_dim = problem->value_dim;
+    made->dtype = problem->dtype;
+    made->causal = problem->causal;
+    made->kernel = kernel;
+}
+
 static hlv_status open_softmax(cli_session *session, hla_context *hla, const bench_case *problem, const char *kernel,
                                bench_call *call) {
     hla_softmax_problem description;
-    hla_softmax_problem_init(&description);
-    description.batch = problem->batch;
-    description.heads = problem->heads;
-    description.queries = call->views.q[0].shape[1];
-    description.keys = call->views.k[0].shape[1];
-    description.dim = problem->dim;
-    description.value_dim = problem->value_dim;
-    description.dtype = problem->dtype;
-    description.causal = problem->causal;
-    description.kernel = kernel;
+    describe_softmax(problem, &call->views, kernel, &description);
     hla_status status = hla_softmax_plan_create(hla, &description, &call->softmax);
     if (status != HLA_OK) return fail_operator(session, hla, status);
     call->bytes =
@@ -140,7 +145,7 @@ static hlv_status open_softmax(cli_session *session, hla_context *hla, const ben
 static hlv_status open_library(cli_session *session, hla_context *hla, const bench_method *method,
                                const bench_case *problem, bench_call *call) {
     hla_hadamard_problem description;
-    describe(method, problem, &call->views, NULL, &description);
+    describe_hadamard(method, problem, &call->views, NULL, &description);
     call->library = materialised_create(&description, hla_context_threads(hla));
     snprintf(call->kernel, sizeof call->kernel, "oneDNN");
     if (call->library != NULL) return HLV_OK;

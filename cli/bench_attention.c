@@ -1,6 +1,7 @@
 /* cli/bench_attention.c - hla bench attention: this library, a matrix product library, softmax and linear attention in
  * one run, each checked before it is timed. */
 #include "cli/attention_bench.h"
+#include "cli/bench_device.h"
 #include "cli/commands.h"
 
 #include <math.h>
@@ -14,7 +15,7 @@
 typedef struct bench_settings {
     cli_common common;
     count_list tokens;
-    int batch, heads, dim, value_dim, factors, rank, repeat, dtype, form, pass, mode;
+    int batch, heads, dim, value_dim, factors, rank, repeat, dtype, form, pass, mode, device;
     const char *ranks, *methods, *json_file, *plot_file;
 } bench_settings;
 
@@ -28,6 +29,7 @@ typedef struct bench_choice {
 static const char *const forms[] = {"auto", "state", "quadratic", NULL}; /* places as in hla_form */
 static const char *const passes[] = {"forward", "backward", "both", NULL};
 static const char *const modes[] = {"bidirectional", "causal", "both", NULL};
+static const char *const devices[] = {"cpu", "cuda", NULL};
 
 static const cli_option table[] = {
     {"tokens", 'T', OPTION_COUNTS, offsetof(bench_settings, tokens), "N,N,...",
@@ -55,8 +57,9 @@ static const cli_option table[] = {
      modes},
     {"dtype", 0, OPTION_CHOICE, offsetof(bench_settings, dtype), NULL, "of inputs and result (default: f32)", 0, 0,
      bench_dtype_names},
+    {"device", 0, OPTION_CHOICE, offsetof(bench_settings, device), NULL, "that computes (default: cpu)", 0, 0, devices},
     {"repeat", 'r', OPTION_INTEGER, offsetof(bench_settings, repeat), "N",
-     "samples of each; the fastest and the median are shown (default: 5)", 1, MOST_REPEATS, NULL},
+     "samples of each; the fastest and the median are shown (default: 5, on a GPU 20)", 1, MOST_REPEATS, NULL},
     {"json", 'j', OPTION_TEXT, offsetof(bench_settings, json_file), "FILE", "write the measurements there", 0, 0, NULL},
     {"plot", 0, OPTION_TEXT, offsetof(bench_settings, plot_file), "FILE.svg", "draw time against tokens there", 0, 0,
      NULL},
@@ -85,10 +88,17 @@ const cli_command bench_attention_command = {
     "double-precision reference and must agree to 1e-5 (f32; gradients 5e-5), 1e-2\n"
     "(bf16) or 2e-3 (f16). Exit status 1 if one did not.\n"
     "\n"
+    "With --device cuda each Hadamard kernel of the GPU is measured, and linear and\n"
+    "softmax attention as planned (by cuDNN where it is found), by CUDA events. The\n"
+    "peak is then a bf16 product of 8192 x 8192 matrices by cuBLASLt before and after\n"
+    "the samples, and a backward pass takes the state that the forward pass kept.\n"
+    "\n"
     "Examples:\n"
     "  hla bench attention --plot attention.svg\n"
     "  hla bench attention --tokens 8192 --dim 128 --ranks 16x16,32x32,64x64 \\\n"
-    "      --methods hadamard_state,materialised --json attention.json\n",
+    "      --methods hadamard_state,materialised --json attention.json\n"
+    "  hla bench attention --device cuda --dtype bf16 --heads 12 --dim 128 \\\n"
+    "      --tokens 4096,32760 --ranks 32x32,64x64 --pass both --json gpu.json\n",
     run};
 
 typedef struct bench_state {
@@ -345,14 +355,38 @@ static int by_size(const void *a, const void *b) {
     return (left > right) - (left < right);
 }
 
+static hlv_status run_on_device(bench_state *state, const bench_settings *settings, const bench_choice *choice) {
+    device_request request = {.ranks = choice->ranks,
+                              .rank_lists = choice->rank_lists,
+                              .tokens = settings->tokens.items,
+                              .token_count = settings->tokens.count,
+                              .repeat = settings->repeat,
+                              .threads = settings->common.threads,
+                              .json_file = settings->json_file,
+                              .plot_file = settings->plot_file};
+    memcpy(request.passes, choice->passes, sizeof request.passes);
+    memcpy(request.modes, choice->modes, sizeof request.modes);
+    for (int m = 0; m < METHOD_COUNT; m++)
+        if (choice->methods[m] && !bench_methods[m].by_library) request.functions[bench_methods[m].function] = true;
+    return bench_on_device(&state->session, &request, &state->wrong);
+}
+
+static hlv_status run_on_cpu(bench_state *state, const bench_settings *settings, const bench_choice *choice) {
+    hla_context_options options;
+    hla_context_options_init(&options);
+    options.threads = settings->common.threads;
+    if (hla_context_create(&state->hla, &options) == HLA_OK) return bench(state, settings, choice);
+    state->session.sentence = "out of memory";
+    return HLV_ERROR_MEMORY;
+}
+
 static int run(int argc, char **argv) {
     bench_settings settings = {.tokens = {.items = {256, 512, 1024, 2048, 4096, 8192}, .count = 6},
                                .batch = 1,
                                .heads = 4,
                                .dim = 64,
                                .factors = 2,
-                               .rank = 32,
-                               .repeat = 5};
+                               .rank = 32};
     text_list words;
     bench_choice choice = {0};
     bench_state state = {0};
@@ -362,14 +396,9 @@ static int run(int argc, char **argv) {
         exit_status = session_open(&state.session, &bench_attention_command, &settings.common);
     if (exit_status != STATUS_GO_ON) return exit_status;
     qsort(settings.tokens.items, (size_t)settings.tokens.count, sizeof settings.tokens.items[0], by_size);
-    hla_context_options options;
-    hla_context_options_init(&options);
-    options.threads = settings.common.threads;
-    hlv_status status = HLV_ERROR_MEMORY;
-    if (hla_context_create(&state.hla, &options) == HLA_OK)
-        status = bench(&state, &settings, &choice);
-    else
-        state.session.sentence = "out of memory";
+    bool on_device = settings.device == 1;
+    if (settings.repeat == 0) settings.repeat = on_device ? 20 : 5;
+    hlv_status status = (on_device ? run_on_device : run_on_cpu)(&state, &settings, &choice);
     exit_status = session_close(&state.session, status);
     if (state.wrong && exit_status == STATUS_DONE) exit_status = STATUS_FAILED;
     hla_context_free(state.hla);
