@@ -34,7 +34,8 @@ typedef struct hla_gradient_call {
     int64_t states;
     const void *s, *z_split; /* as in hla_hopper_state */
     hla_gradient_mode mode;
-    float epsilon; /* times sigma */
+    bool clear_after; /* rows of the T axis at and beyond a sequence's count become zero (batched sequences only) */
+    float epsilon;    /* times sigma */
     float scale;
     float *weight, *moment; /* QUERIES: w and -w s, [B][heads][T] */
 } hla_gradient_call;
@@ -43,13 +44,15 @@ typedef struct hla_gradient_call {
 int64_t hla_gradient_unit(const hla_hopper_shape *shape);
 int hla_gradient(const hla_hopper_shape *shape, const hla_gradient_call *call, void *stream);
 
-/* z_ab = scale * sum_t c_t f1_a f2_b, or without c; f1 may be the product of two features, a = (a', a''). */
+/* z_ab = scale * sum_t c_t f1_a f2_b, or without c; f1 may be the product of two features, a = (a', a''). Rows of
+ * features as in hla_hopper_addressable. */
 typedef struct hla_gram_call {
-    hla_cuda_view f1, f1_inner, f2;    /* f1_inner.data NULL: f1 alone */
-    int64_t rank1, rank1_inner, rank2; /* rank1_inner: 1 without f1_inner; rank2: 8 to 128, a power of two */
+    hla_cuda_view f1, f1_inner, f2;    /* [B,T,heads,rank]; f1_inner.data NULL: f1 alone */
+    int64_t rank1, rank1_inner, rank2; /* multiples of 8; rank1_inner: 8 or 16, or 1 without f1_inner, rank1 then up to
+                                          64; rank2: 8, 16, 32, 64 or 128 */
     int64_t tokens, heads, group;
-    const hla_hopper_span *spans; /* units of HLA_HOPPER_CHUNK tokens */
-    int64_t sequences, units;
+    const hla_hopper_span *spans; /* as in hla_hopper_side, units are not looked at */
+    int64_t sequences;
     const float *c; /* NULL, or [B][heads][T] */
     float scale;
     bool half;
@@ -58,7 +61,7 @@ typedef struct hla_gram_call {
     float *partial; /* hla_gram_partial() floats */
 } hla_gram_call;
 
-int64_t hla_gram_parts(int64_t states, int processors);
+int64_t hla_gram_parts(int64_t states, int64_t rank, int processors); /* that a state's tokens are divided into */
 int64_t hla_gram_partial(int64_t states, int64_t rank, int processors);
 int hla_gram(const hla_gram_call *call, void *stream);
 

@@ -12,6 +12,7 @@
  * folds, the others' products run. Z and Y are small products with z as a sum of two 16-bit numbers.
  */
 #include "attention/ops/hadamard/cuda/backward.h"
+#include "attention/ops/hadamard/cuda/line.cuh"
 #include "attention/ops/hadamard/cuda/ptx.cuh"
 #include "attention/ops/hadamard/cuda/tensor_map.h"
 #include "attention/ops/hadamard/cuda/wgmma.cuh"
@@ -65,25 +66,10 @@ struct place {
 };
 
 __device__ __forceinline__ place place_of(const hla_hopper_side &side, int key_heads, int item, int unit_tokens) {
-    const int heads = (int)side.heads;
-    int low = 0, high = (int)side.sequences - 1;
-    int units = (int)side.units / (int)side.sequences; /* of the sequence, one head; here without spans */
-    hla_hopper_span span;
-    if (side.spans) {
-        while (low < high) { /* the last sequence that begins at or before the item */
-            int middle = (low + high + 1) / 2;
-            if ((int)side.spans[middle].units * heads <= item)
-                low = middle;
-            else
-                high = middle - 1;
-        }
-        span = side.spans[low];
-        units = (int)(side.spans[low + 1].units - span.units);
-    } else {
-        low = item / (units * heads);
-        span.b = low, span.first = 0, span.count = side.tokens, span.units = low * units;
-    }
-    const int within = item - (int)span.units * heads, unit = within % units;
+    const int low = line::sequence_at(side, item);
+    const hla_hopper_span span = line::span_of(side, low);
+    const int units = (int)(line::span_of(side, low + 1).units - span.units);
+    const int within = item - (int)(span.units * side.heads), unit = within % units;
     place at;
     at.b = span.b;
     at.head = within / units;
@@ -499,6 +485,21 @@ __global__ __cluster_dims__(PAIR, 1, 1)
 #endif
 }
 
+/* Rows of d1 and d2 beyond the sequences' ends become zero; a warp a row. */
+__global__ void clear_rows(const __grid_constant__ hla_gradient_call call, int rank1, int rank2) {
+    const hla_hopper_side &side = call.side;
+    const int64_t row = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    if (row >= side.batch * side.tokens * side.heads) return;
+    const int64_t h = row % side.heads, t = row / side.heads % side.tokens, b = row / side.heads / side.tokens;
+    if (t < line::span_of(side, b).count) return;
+    uint16_t *d1 = (uint16_t *)call.d1.data + row_offset(call.d1, b, t, h);
+    uint16_t *d2 = (uint16_t *)call.d2.data + row_offset(call.d2, b, t, h);
+    for (int x = (int)threadIdx.x % 32; x < rank1; x += 32)
+        d1[x] = 0;
+    for (int x = (int)threadIdx.x % 32; x < rank2; x += 32)
+        d2[x] = 0;
+}
+
 /* ---- launch ---- */
 
 template <int R2, int V, bool HALF> int launch(const hla_hopper_shape *shape, arguments &in, cudaStream_t stream) {
@@ -539,9 +540,15 @@ extern "C" int hla_gradient(const hla_hopper_shape *shape, const hla_gradient_ca
     arguments in = {};
     in.call = *call;
     in.items = (int)(call->side.units * call->side.heads);
-    if (in.items == 0) return 0;
     in.rank1 = (int)shape->rank1, in.key_heads = (int)(call->side.heads / call->side.group);
     cudaStream_t queue = (cudaStream_t)stream;
+    if (call->clear_after) {
+        int64_t rows = call->side.batch * call->side.tokens * call->side.heads;
+        clear_rows<<<(unsigned)((rows + 7) / 8), 256, 0, queue>>>(*call, (int)shape->rank1, (int)shape->rank2);
+        cudaError_t error = cudaGetLastError();
+        if (error != cudaSuccess) return (int)error;
+    }
+    if (in.items == 0) return 0;
     return shape->rank2 == 16   ? launch_of_shape<16>(shape, in, queue)
            : shape->rank2 == 32 ? launch_of_shape<32>(shape, in, queue)
            : shape->rank2 == 64 ? launch_of_shape<64>(shape, in, queue)
