@@ -1,13 +1,14 @@
-/* Decoding token by token: each step adds one key and value to a state of fixed size and asks it with one query.
- * Whatever the length, a step costs the same. At the end the rows are compared with one causal pass over the whole
- * sequence. cc streaming.c $(pkg-config --cflags --libs hla) -lm -o streaming && ./streaming */
+/* Decoding token by token: a prompt is taken in at once, then each step adds one key and value to a state of fixed size
+ * and asks it with one query. Whatever the length, a step costs the same. At the end the rows are compared with one
+ * causal pass over the whole sequence. cc streaming.c $(pkg-config --cflags --libs hla) -lm -o streaming && ./streaming
+ */
 #include "hla/hla.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { T = 300, H = 2, R = 8, V = 32, STATE = H * R * R * (V + 1) };
+enum { T = 300, PROMPT = 100, H = 2, R = 8, V = 32 };
 
 /* The sequence: [T,H,X] arrays, two factors. */
 static float a[2][T * H * R], c[2][T * H * R], v[T * H * V], stepwise[T * H * V], whole[T * H * V];
@@ -17,30 +18,54 @@ static void fill(float *numbers, int count, float low) { /* numbers in [low, low
         numbers[i] = low + (float)rand() / ((float)RAND_MAX + 1);
 }
 
-/* A plan for calls over that many tokens, each seeing the state that the call before left. */
-static hla_hadamard_plan *make_plan(hla_context *ctx, int tokens) {
+static hla_hadamard_problem make_problem(void) {
     hla_hadamard_problem problem;
     hla_hadamard_problem_init(&problem);
-    problem.heads = H, problem.queries = problem.keys = tokens, problem.value_dim = V;
-    problem.factors = 2, problem.rank[0] = problem.rank[1] = R;
-    problem.causal = true, problem.stateful = true;
-    hla_hadamard_plan *plan = NULL;
-    hla_hadamard_plan_create(ctx, &problem, &plan);
-    return plan;
+    problem.heads = H, problem.value_dim = V, problem.factors = 2, problem.rank[0] = problem.rank[1] = R;
+    problem.queries = problem.keys = T, problem.causal = true; /* of the pass over all; a state ignores them */
+    return problem;
 }
 
-/* out rows first ... first + tokens - 1; state is read, and replaced by the state after these tokens. */
-static hla_status attend(const hla_hadamard_plan *plan, float *out, int first, int tokens, float *state,
-                         void *workspace) {
-    hla_tensor q[2], k[2];
+/* Views of tokens first ... first + tokens - 1. */
+typedef struct views {
+    hla_tensor q[2], k[2], v, out;
+} views;
+
+static views tokens_at(float *out, int first, int tokens) {
+    views at;
     for (int p = 0; p < 2; p++) {
-        q[p] = hla_tensor_bthd(a[p] + first * H * R, HLA_F32, 1, tokens, H, R);
-        k[p] = hla_tensor_bthd(c[p] + first * H * R, HLA_F32, 1, tokens, H, R);
+        at.q[p] = hla_tensor_bthd(a[p] + first * H * R, HLA_F32, 1, tokens, H, R);
+        at.k[p] = hla_tensor_bthd(c[p] + first * H * R, HLA_F32, 1, tokens, H, R);
     }
-    hla_tensor values = hla_tensor_bthd(v + first * H * V, HLA_F32, 1, tokens, H, V);
-    hla_tensor rows = hla_tensor_bthd(out + first * H * V, HLA_F32, 1, tokens, H, V);
-    hla_hadamard_inputs inputs = {.q_features = q, .k_features = k, .v = &values, .initial_state = state};
-    return hla_hadamard_forward(plan, &rows, state, &inputs, workspace, hla_hadamard_plan_workspace(plan));
+    at.v = hla_tensor_bthd(v + first * H * V, HLA_F32, 1, tokens, H, V);
+    at.out = hla_tensor_bthd(out + first * H * V, HLA_F32, 1, tokens, H, V);
+    return at;
+}
+
+static hla_status step(hla_state *state, int first, int tokens) {
+    views at = tokens_at(stepwise, first, tokens);
+    return hla_state_step(state, &at.out, at.q, at.k, &at.v);
+}
+
+static hla_status decode(hla_state *state) {
+    hla_status status = step(state, 0, PROMPT);
+    for (int t = PROMPT; status == HLA_OK && t < T; t++)
+        status = step(state, t, 1);
+    return status;
+}
+
+static hla_status attend_to_all(hla_context *ctx, const hla_hadamard_problem *problem) {
+    hla_hadamard_plan *plan = NULL;
+    hla_status status = hla_hadamard_plan_create(ctx, problem, &plan);
+    if (status != HLA_OK) return status;
+    size_t bytes = hla_hadamard_plan_workspace(plan);
+    void *workspace = bytes > 0 ? aligned_alloc(64, bytes) : NULL;
+    views all = tokens_at(whole, 0, T);
+    hla_hadamard_inputs inputs = {.q_features = all.q, .k_features = all.k, .v = &all.v};
+    status = hla_hadamard_forward(plan, &all.out, NULL, &inputs, workspace, bytes);
+    free(workspace);
+    hla_hadamard_plan_free(plan);
+    return status;
 }
 
 int main(void) {
@@ -49,25 +74,23 @@ int main(void) {
     fill(v, T * H * V, -0.5f);
 
     hla_context *ctx = NULL;
+    hla_state *state = NULL;
     if (hla_context_create(&ctx, NULL) != HLA_OK) return 1;
-    hla_hadamard_plan *one = make_plan(ctx, 1), *all = make_plan(ctx, T);
-    float *state = calloc(STATE, sizeof *state), *state_of_all = calloc(STATE, sizeof *state);
-    void *workspace = aligned_alloc(64, hla_hadamard_plan_workspace(one));
-    void *workspace_of_all = aligned_alloc(64, hla_hadamard_plan_workspace(all));
-    double error = one && all && state && state_of_all ? 0 : INFINITY;
+    hla_hadamard_problem problem = make_problem();
+    hla_status status = hla_state_create(ctx, &problem, &state);
+    if (status == HLA_OK) status = decode(state);
+    if (status == HLA_OK) status = attend_to_all(ctx, &problem);
+    if (status != HLA_OK) fprintf(stderr, "%s\n", hla_context_error(ctx));
 
-    for (int t = 0; error == 0 && t < T; t++)
-        if (attend(one, stepwise, t, 1, state, workspace) != HLA_OK) error = INFINITY;
-    if (error == 0 && attend(all, whole, 0, T, state_of_all, workspace_of_all) != HLA_OK) error = INFINITY;
-    if (error != 0) fprintf(stderr, "%s\n", hla_context_error(ctx));
-
+    double error = status == HLA_OK ? 0 : INFINITY;
     for (int i = 0; i < T * H * V; i++)
         error = fmax(error, fabs((double)stepwise[i] - (double)whole[i]));
-    printf("%d steps on a state of %zu kB: at most %.1e away from one causal pass\n", T, STATE * sizeof(float) / 1024,
-           error);
+    size_t numbers = 0;
+    hla_state_data(state, &numbers);
+    printf("%lld tokens in a state of %zu kB: at most %.1e away from one causal pass\n",
+           (long long)hla_state_tokens(state), numbers * sizeof(float) / 1024, error);
 
-    free(state), free(state_of_all), free(workspace), free(workspace_of_all);
-    hla_hadamard_plan_free(one), hla_hadamard_plan_free(all);
+    hla_state_free(state);
     hla_context_free(ctx);
     return error <= 1e-5 ? 0 : 1;
 }

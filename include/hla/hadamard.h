@@ -108,7 +108,7 @@ typedef struct hla_hadamard_gradients {
     const hla_tensor *dq_features; /* P views [B,Tq,H,R_p] */
     const hla_tensor *dk_features; /* P views [B,Tk,Hkv,R_p] */
     const hla_tensor *dv;          /* [B,Tk,Hkv,V] */
-    float *d_initial_state;        /* NULL, or [N,Hkv,R,V+1] */
+    float *d_initial_state;        /* NULL, or [N,Hkv,R,V+1]; may be d_final_state itself, which is then replaced */
 } hla_hadamard_gradients;
 
 /* Gradients of a loss whose gradient with respect to out is d_out [B,Tq,H,V] and with respect to final_state is

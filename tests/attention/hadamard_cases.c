@@ -328,7 +328,8 @@ static hla_status run(hla_context *context, hadamard_data *data, const char *ker
         dq[p] = data->output[DQ + p].view, dk[p] = data->output[DK + p].view;
     }
     for (int i = backward ? DV : OUT; i < (backward ? HADAMARD_OUTPUTS : DV); i++) {
-        if (data->output[i].pages) poison(&data->output[i]);
+        bool in_place = data->output[i].pages == data->d_final_state.pages;
+        if (data->output[i].pages && !in_place) poison(&data->output[i]);
     }
     size_t size = backward ? hla_hadamard_plan_backward_workspace(plan) : hla_hadamard_plan_workspace(plan);
     /* between guard pages, and NaN: nothing may be read that was not written */

@@ -243,6 +243,38 @@ static void test_threads(void **unused) {
         hla_context_free(contexts[i]);
 }
 
+/* d_initial_state may be d_final_state itself: the same bits come out. */
+static void test_gradient_in_place(void **unused) {
+    (void)unused;
+    static const hadamard_case cases[] = {
+        {2, 3, 140, 150, 10, 2, {20, 20}, LAYOUT_BHTD, STATEFUL},
+        {2, 2, 140, 150, 10, 2, {5, 6}, LAYOUT_BHTD, STATEFUL | CAUSAL | GROUPED},
+        {1, 1, 30, 40, 64, 2, {64, 64}, LAYOUT_BHTD, STATEFUL | CAUSAL}, /* several feature ranges */
+    };
+    hla_context *context = make_context(2);
+    hla_kernel_info info;
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        for (int i = 0; hla_hadamard_kernel(NULL, i, &info); i++) {
+            hadamard_data data = hadamard_make_backward(&cases[c], HLA_F32, true, 64);
+            if (hadamard_takes(&data, &info) && small_enough(&cases[c], &info)) {
+                backward_or_fail(context, &data, info.name, "apart");
+                double *apart = hadamard_copy(&data.output[D_INITIAL_STATE]);
+                guarded gradient = data.output[D_INITIAL_STATE];
+                data.output[D_INITIAL_STATE] = data.d_final_state;
+                backward_or_fail(context, &data, info.name, "in place");
+                double *in_place = hadamard_copy(&data.output[D_INITIAL_STATE]);
+                data.output[D_INITIAL_STATE] = gradient;
+                if (memcmp(apart, in_place, (size_t)hadamard_count(&gradient) * sizeof *apart) != 0)
+                    fail_msg("%s, case %d: another gradient in place", info.name, (int)c);
+                free(apart);
+                free(in_place);
+            }
+            hadamard_free(&data);
+        }
+    }
+    hla_context_free(context);
+}
+
 /* Gradients are linear in (d_out, d_final_state): twice those, which rounds nothing, is twice the gradients. */
 static void test_linearity(void **unused) {
     (void)unused;
@@ -330,8 +362,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_all_kernels),
         cmocka_unit_test(test_quadratic_kernels),  cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_linearity),          cmocka_unit_test(test_no_initial_state),
-        cmocka_unit_test(test_zero_denominator),
+        cmocka_unit_test(test_gradient_in_place),  cmocka_unit_test(test_linearity),
+        cmocka_unit_test(test_no_initial_state),   cmocka_unit_test(test_zero_denominator),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
