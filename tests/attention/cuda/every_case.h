@@ -69,7 +69,8 @@ static inline void check_cases(device *gpu, const hadamard_case *cases, int coun
 #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < batch; i++) {
             int index = (first + i) / VARIANTS;
-            data[i] = variant_of(&cases[index], (first + i) % VARIANTS, backward, 5000u + (uint64_t)index);
+            data[i] = variant_of(&cases[index], (first + i) % VARIANTS, backward,
+                                 (backward ? 2000u : 1000u) + (uint64_t)index);
         }
         for (int i = 0; i < batch; i++) {
             char label[64];
