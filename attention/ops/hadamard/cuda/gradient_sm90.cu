@@ -555,8 +555,8 @@ extern "C" int hla_gradient(const hla_hopper_shape *shape, const hla_gradient_ca
     in.items = (int)(call->side.units * call->side.heads);
     in.rank1 = (int)shape->rank1, in.key_heads = (int)(call->side.heads / call->side.group);
     cudaStream_t queue = (cudaStream_t)stream;
-    if (call->clear_after) {
-        int64_t rows = call->side.batch * call->side.tokens * call->side.heads;
+    const int64_t rows = call->side.batch * call->side.tokens * call->side.heads;
+    if (call->clear_after && rows > 0) {
         clear_rows<<<(unsigned)((rows + 7) / 8), 256, 0, queue>>>(*call, (int)shape->rank1, (int)shape->rank2);
         cudaError_t error = cudaGetLastError();
         if (error != cudaSuccess) return (int)error;
