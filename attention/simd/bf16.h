@@ -62,16 +62,12 @@ HLA_INLINE __mmask16 hla_lanes(int64_t count) {
     return _cvtu32_mask16((1u << count) - 1u);
 }
 
-/* Arguments as those of hla_tile. The rows of C that it adds to are asked for before the sums begin. */
-HLA_INLINE void hla_tile_pairs(float *restrict c, int64_t c_row, const uint32_t *restrict a, int64_t a_row,
-                               int64_t a_step, const uint32_t *restrict b, int64_t steps, int vectors, hla_tile_op op) {
-    hla_vector sum[HLA_TILE_ROWS][2];
+/* Arguments as those of hla_tile_sums. */
+HLA_INLINE void hla_tile_pair_sums(hla_vector sum[HLA_TILE_ROWS][2], const uint32_t *restrict a, int64_t a_row,
+                                   int64_t a_step, const uint32_t *restrict b, int64_t steps, int vectors) {
     HLA_UNROLL(8)
-    for (int i = 0; i < HLA_TILE_ROWS; i++) {
+    for (int i = 0; i < HLA_TILE_ROWS; i++)
         sum[i][0] = sum[i][1] = hla_vector_zero();
-        if (op == HLA_TILE_ADD) __builtin_prefetch(c + i * c_row, 1);
-        if (op == HLA_TILE_ADD && vectors == 2) __builtin_prefetch(c + i * c_row + HLA_VECTOR_WIDTH, 1);
-    }
     HLA_UNROLL(4)
     for (int64_t k = 0; k < steps; k++) {
         hla_pairs b0 = hla_pairs_load(b);
@@ -85,6 +81,18 @@ HLA_INLINE void hla_tile_pairs(float *restrict c, int64_t c_row, const uint32_t 
         a += a_step;
         b += HLA_TILE_COLUMNS;
     }
+}
+
+/* Arguments as those of hla_tile. The rows of C that it adds to are asked for before the sums begin. */
+HLA_INLINE void hla_tile_pairs(float *restrict c, int64_t c_row, const uint32_t *restrict a, int64_t a_row,
+                               int64_t a_step, const uint32_t *restrict b, int64_t steps, int vectors, hla_tile_op op) {
+    hla_vector sum[HLA_TILE_ROWS][2];
+    HLA_UNROLL(8)
+    for (int i = 0; i < HLA_TILE_ROWS; i++) {
+        if (op == HLA_TILE_ADD) __builtin_prefetch(c + i * c_row, 1);
+        if (op == HLA_TILE_ADD && vectors == 2) __builtin_prefetch(c + i * c_row + HLA_VECTOR_WIDTH, 1);
+    }
+    hla_tile_pair_sums(sum, a, a_row, a_step, b, steps, vectors);
     HLA_UNROLL(8)
     for (int i = 0; i < HLA_TILE_ROWS; i++) {
         hla_tile_finish(c + i * c_row, sum[i][0], op);

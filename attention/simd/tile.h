@@ -21,11 +21,10 @@ HLA_INLINE void hla_tile_finish(float *c, hla_vector sum, hla_tile_op op) {
     hla_vector_store(c, sum);
 }
 
-/* vectors: 2, or 1 to fill only the left half of the columns. Called with constants for a_row or a_step, and vectors.
- */
-HLA_INLINE void hla_tile(float *restrict c, int64_t c_row, const float *restrict a, int64_t a_row, int64_t a_step,
-                         const float *restrict b, int64_t steps, int vectors, hla_tile_op op) {
-    hla_vector sum[HLA_TILE_ROWS][2];
+/* sum[i] = the two vectors of sums of row i. vectors: 2, or 1 to fill only the left half of the columns. Called with
+ * constants for a_row or a_step, and vectors. */
+HLA_INLINE void hla_tile_sums(hla_vector sum[HLA_TILE_ROWS][2], const float *restrict a, int64_t a_row, int64_t a_step,
+                              const float *restrict b, int64_t steps, int vectors) {
     HLA_UNROLL(8)
     for (int i = 0; i < HLA_TILE_ROWS; i++)
         sum[i][0] = sum[i][1] = hla_vector_zero();
@@ -42,6 +41,12 @@ HLA_INLINE void hla_tile(float *restrict c, int64_t c_row, const float *restrict
         a += a_step;
         b += HLA_TILE_COLUMNS;
     }
+}
+
+HLA_INLINE void hla_tile(float *restrict c, int64_t c_row, const float *restrict a, int64_t a_row, int64_t a_step,
+                         const float *restrict b, int64_t steps, int vectors, hla_tile_op op) {
+    hla_vector sum[HLA_TILE_ROWS][2];
+    hla_tile_sums(sum, a, a_row, a_step, b, steps, vectors);
     HLA_UNROLL(8)
     for (int i = 0; i < HLA_TILE_ROWS; i++) {
         hla_tile_finish(c + i * c_row, sum[i][0], op);

@@ -108,9 +108,12 @@ static void query_block(const plan *p, const hla_hadamard_call *call, own_memory
     own->block.next = plan_ahead(g, &rows, token + next, token + hla_smaller(next + TOKENS, queries),
                                  query_steps(g, g->folded.state_rank, rows.count));
     plan_writes(&own->block.next, NULL, 0, call->out, &rows);
+    result_rows to = result_of(call, &rows, HLA_F32);
     query_rows(g, &own->block, state_of(&p->g, &p->pairs, pair), sums_of(&p->g, &p->pairs, pair), 0,
-               g->folded.state_rank, rows.count);
-    write_rows(call, own->block.values, TOKENS, own->block.denominators, rows.b, h, rows.first, rows.count);
+               g->folded.state_rank, rows.count, &to);
+    write_rows(call, own->block.values + to.rows * HLA_TILE_COLUMNS, TOKENS,
+               own->block.denominators + to.rows * HLA_VECTOR_WIDTH, rows.b, h, rows.first + to.rows,
+               rows.count - to.rows);
 }
 
 /* Called by all threads of a team, for the pairs of one wave. */
@@ -157,7 +160,7 @@ static void query_past(const plan *p, const hla_hadamard_call *call, scratch *ta
     target->next =
         plan_ahead(g, &rows, next, hla_smaller(next + TOKENS, end), query_steps(g, last - first, block->queries));
     if (written) plan_writes(&target->next, NULL, 0, call->out, &rows);
-    query_rows(g, target, state_of(g, &p->pairs, pair), sums_of(g, &p->pairs, pair), first, last, block->queries);
+    query_rows(g, target, state_of(g, &p->pairs, pair), sums_of(g, &p->pairs, pair), first, last, block->queries, NULL);
 }
 
 /* Adds a block's keys to features first ... last - 1. */

@@ -112,14 +112,16 @@ static void query_block(const plan *p, const hla_hadamard_call *call, own_memory
     own->block.next = plan_ahead(g, &rows, token + next, token + hla_smaller(next + TOKENS, queries),
                                  query_steps(g, g->folded.state_rank, rows.count));
     plan_writes(&own->block.next, NULL, 0, call->out, &rows);
+    result_rows to = result_of(call, &rows, HLA_BF16);
+    if (!p->rounds_query) to.rows = 0;
     if (p->rounds_query) {
         query_pairs(g, &own->pairs, &own->block, state_of(&p->g, &p->pairs, pair), sums_of(&p->g, &p->pairs, pair),
-                    rows.count);
+                    rows.count, &to);
     } else {
         query_rows(g, &own->block, state_of(&p->g, &p->pairs, pair), sums_of(&p->g, &p->pairs, pair), 0,
-                   g->folded.state_rank, rows.count);
+                   g->folded.state_rank, rows.count, NULL);
     }
-    write_pair_rows(call, &own->block, &rows);
+    write_pair_rows(call, &own->block, &rows, to.rows);
 }
 
 /* Called by all threads of a team. */

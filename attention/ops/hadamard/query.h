@@ -96,16 +96,67 @@ typedef void tile_function(float *c, const float *a, const float *b, int64_t ste
 static tile_function *const query_tiles[2][2] = {{query_store_half, query_store_full},
                                                  {query_add_half, query_add_full}};
 
-/* own->values (op)= phi . S of one feature block for tokens row ... row + rows - 1, whose phi is in own->panel. */
+/* Where finished rows of a block go, if they may be written by whole panels. Writing them as the tiles end hides its
+ * waiting for memory behind the arithmetic of those that follow. */
+typedef struct result_rows {
+    const hla_hadamard_problem *problem;
+    void *out;    /* row of the block's first token, of the dtype that the kernel's tiles end in */
+    int64_t step; /* elements from token to token */
+    int64_t rows; /* that are whole register tiles */
+} result_rows;
+
+static result_rows result_of(const hla_hadamard_call *call, const token_rows *rows, hla_dtype dtype) {
+    const hla_tensor *out = call->out;
+    bool whole = out->dtype == dtype && out->stride[3] == 1 && out->shape[3] % HLA_TILE_COLUMNS == 0;
+    return (result_rows){call->problem, hla_tensor_row(out, rows->b, rows->first, rows->h), out->stride[1],
+                         whole ? rows->count / HLA_TILE_ROWS * HLA_TILE_ROWS : 0};
+}
+
+/* out = factors (before + phi . S) for a register tile of tokens; before: sums of earlier feature blocks, or NULL. */
+static void query_write(float *restrict out, int64_t out_row, const float *restrict before, const float *restrict phi,
+                        const float *restrict state, int64_t features, const float *restrict factors) {
+    hla_vector sum[HLA_TILE_ROWS][2];
+    hla_tile_sums(sum, phi, QUERY_ROW, 1, state, features, 2);
+    HLA_UNROLL(8)
+    for (int i = 0; i < HLA_TILE_ROWS; i++) {
+        hla_vector factor = hla_vector_set(factors[i]);
+        HLA_UNROLL(2)
+        for (int half = 0; half < 2; half++) {
+            int64_t x = half * HLA_VECTOR_WIDTH;
+            if (before) sum[i][half] = hla_vector_add(hla_vector_load(before + i * HLA_TILE_COLUMNS + x), sum[i][half]);
+            hla_vector_store(out + i * out_row + x, hla_vector_multiply(sum[i][half], factor));
+        }
+    }
+}
+
+/* What of a group's rows is written at once (none where to is NULL), and what with. */
+HLA_INLINE int64_t result_factors(const result_rows *to, float *factors, const scratch *own, int64_t row,
+                                  int64_t rows) {
+    int64_t whole = to ? hla_larger(hla_smaller(rows, to->rows - row), 0) : 0;
+    for (int64_t t = 0; t < whole; t += HLA_VECTOR_WIDTH)
+        output_factors(to->problem, factors + t, own->denominators + (row + t) * HLA_VECTOR_WIDTH, whole - t);
+    return whole;
+}
+
+/* own->values (op)= phi . S of one feature block for tokens row ... row + rows - 1, whose phi is in own->panel; or, to
+ * being given, the last block finishes what rows it can. */
 static void query_group(const geometry *g, scratch *own, const float *state, bool add, int64_t row, int64_t rows,
-                        int64_t features) {
+                        int64_t features, const result_rows *to) {
+    float factors[GROUP + HLA_VECTOR_WIDTH];
+    int64_t whole = result_factors(to, factors, own, row, rows);
     for (int64_t panel = 0; panel < g->value_panels; panel++) {
         tile_function *tile = query_tiles[add][panel_vectors(panel, g->problem->value_dim) - 1];
         const float *from = state + panel * BLOCK * HLA_TILE_COLUMNS;
         float *sums = own->values + (panel * TOKENS + row) * HLA_TILE_COLUMNS;
         for (int64_t t = 0; t < rows; t += HLA_TILE_ROWS) {
+            const float *phi = own->panel + t * QUERY_ROW;
             fetch_ahead(&own->next);
-            tile(sums + t * HLA_TILE_COLUMNS, own->panel + t * QUERY_ROW, from, features);
+            if (t < whole) {
+                query_write((float *)to->out + (row + t) * to->step + panel * HLA_TILE_COLUMNS, to->step,
+                            add ? sums + t * HLA_TILE_COLUMNS : NULL, phi, from, features, factors + t);
+            } else {
+                tile(sums + t * HLA_TILE_COLUMNS, phi, from, features);
+            }
         }
     }
 }
@@ -116,16 +167,17 @@ HLA_INLINE int64_t query_steps(const geometry *g, int64_t features, int64_t toke
 }
 
 /* own->values and own->denominators = n and d of the tokens of pack_query, over features first ... last - 1 of S and z
- * (first a multiple of BLOCK); state and sums begin with feature 0. */
+ * (first a multiple of BLOCK); state and sums begin with feature 0. to: NULL, or where the first to->rows tokens are
+ * written at once instead. */
 static void query_rows(const geometry *g, scratch *own, float *state, const float *sums, int64_t first, int64_t last,
-                       int64_t tokens) {
+                       int64_t tokens, const result_rows *to) {
     int64_t padded = hla_round_up(tokens, HLA_TILE_ROWS);
     for (int64_t f = first; f < last; f += BLOCK) {
         int64_t features = hla_smaller(BLOCK, last - f);
         for (int64_t row = 0; row < padded; row += GROUP) {
             int64_t rows = hla_smaller(GROUP, padded - row);
             make_query_panel(g, own, sums + f, f, features, row, rows, f > first);
-            query_group(g, own, state_row(g, state, f), f > first, row, rows, features);
+            query_group(g, own, state_row(g, state, f), f > first, row, rows, features, f + BLOCK < last ? NULL : to);
         }
     }
 }

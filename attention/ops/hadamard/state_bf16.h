@@ -351,30 +351,60 @@ typedef void pair_tile(float *c, const uint32_t *a, const uint32_t *b, int64_t s
 static pair_tile *const pair_query_tiles[2][2] = {{query_pairs_store_half, query_pairs_store_full},
                                                   {query_pairs_add_half, query_pairs_add_full}};
 
-/* own->values (op)= phi . S of one feature block for tokens row ... row + rows - 1, whose phi is in pairs->panel. */
+/* query_write for a bfloat16 result. */
+static void query_pairs_write(uint16_t *restrict out, int64_t out_row, const float *restrict before,
+                              const uint32_t *restrict phi, const uint32_t *restrict state, int64_t steps,
+                              const float *restrict factors) {
+    hla_vector sum[HLA_TILE_ROWS][2];
+    hla_tile_pair_sums(sum, phi, PAIR_QUERY_ROW, 1, state, steps, 2);
+    HLA_UNROLL(8)
+    for (int i = 0; i < HLA_TILE_ROWS; i++) {
+        hla_vector factor = hla_vector_set(factors[i]);
+        HLA_UNROLL(2)
+        for (int half = 0; half < 2; half++) {
+            const float *from = before + i * HLA_TILE_COLUMNS + half * HLA_VECTOR_WIDTH;
+            if (before) sum[i][half] = hla_vector_add(hla_vector_load(from), sum[i][half]);
+            sum[i][half] = hla_vector_multiply(sum[i][half], factor);
+        }
+        hla_pairs_store((uint32_t *)(void *)(out + i * out_row), hla_pairs_round(sum[i][0], sum[i][1]));
+    }
+}
+
+/* own->values (op)= phi . S of one feature block for tokens row ... row + rows - 1, whose phi is in pairs->panel; or,
+ * to being given, the last block finishes what rows it can. */
 static void query_pair_group(const geometry *g, const pair_scratch *pairs, scratch *own, const float *state, bool add,
-                             int64_t row, int64_t rows, int64_t steps) {
+                             int64_t row, int64_t rows, int64_t steps, const result_rows *to) {
+    float factors[PAIR_GROUP + HLA_VECTOR_WIDTH];
+    int64_t whole = result_factors(to, factors, own, row, rows);
     for (int64_t panel = 0; panel < g->value_panels; panel++) {
         pair_tile *tile = pair_query_tiles[add][panel_vectors(panel, g->problem->value_dim) - 1];
         const uint32_t *from = (const uint32_t *)(const void *)(state + panel * BLOCK * HLA_TILE_COLUMNS);
         float *sums = own->values + (panel * TOKENS + row) * HLA_TILE_COLUMNS;
         for (int64_t t = 0; t < rows; t += HLA_TILE_ROWS) {
+            const uint32_t *phi = pairs->panel + t * PAIR_QUERY_ROW;
             fetch_ahead(&own->next);
-            tile(sums + t * HLA_TILE_COLUMNS, pairs->panel + t * PAIR_QUERY_ROW, from, steps);
+            if (t < whole) {
+                query_pairs_write((uint16_t *)to->out + (row + t) * to->step + panel * HLA_TILE_COLUMNS, to->step,
+                                  add ? sums + t * HLA_TILE_COLUMNS : NULL, phi, from, steps, factors + t);
+            } else {
+                tile(sums + t * HLA_TILE_COLUMNS, phi, from, steps);
+            }
         }
     }
 }
 
-/* own->values and own->denominators = n and d of the tokens of pack_pair_query, over S and z of round_state. */
+/* own->values and own->denominators = n and d of the tokens of pack_pair_query, over S and z of round_state; the first
+ * to->rows tokens are written at once instead. */
 static void query_pairs(const geometry *g, const pair_scratch *pairs, scratch *own, float *state, const float *sums,
-                        int64_t tokens) {
+                        int64_t tokens, const result_rows *to) {
     int64_t padded = hla_round_up(tokens, HLA_TILE_ROWS), last = g->folded.state_rank;
     for (int64_t f = 0; f < last; f += BLOCK) {
         int64_t features = hla_smaller(BLOCK, last - f);
         for (int64_t row = 0; row < padded; row += PAIR_GROUP) {
             int64_t rows = hla_smaller(PAIR_GROUP, padded - row);
             make_pair_query_panel(g, pairs, own, sums + f, f, features, row, rows, f > 0);
-            query_pair_group(g, pairs, own, state_row(g, state, f), f > 0, row, rows, (features + 1) / 2);
+            query_pair_group(g, pairs, own, state_row(g, state, f), f > 0, row, rows, (features + 1) / 2,
+                             f + BLOCK < last ? NULL : to);
         }
     }
 }
@@ -387,19 +417,20 @@ HLA_INLINE void store_elements(uint16_t *to, __m256i x, int64_t count) {
     }
 }
 
-/* write_rows for bfloat16 side by side. */
-static void write_pair_rows(const hla_hadamard_call *call, const scratch *own, const token_rows *rows) {
+/* write_rows for bfloat16 side by side, from row `first` of the block on. */
+static void write_pair_rows(const hla_hadamard_call *call, const scratch *own, const token_rows *rows, int64_t first) {
     const hla_hadamard_problem *problem = call->problem;
     const hla_tensor *out = call->out;
     if (out->stride[3] != 1) {
-        write_rows(call, own->values, TOKENS, own->denominators, rows->b, rows->h, rows->first, rows->count);
+        write_rows(call, own->values + first * HLA_TILE_COLUMNS, TOKENS, own->denominators + first * HLA_VECTOR_WIDTH,
+                   rows->b, rows->h, rows->first + first, rows->count - first);
         return;
     }
     float factors[HLA_VECTOR_WIDTH];
-    for (int64_t t = 0; t < rows->count; t++) {
-        if (t % HLA_VECTOR_WIDTH == 0)
+    for (int64_t t = first; t < rows->count; t++) {
+        if ((t - first) % HLA_VECTOR_WIDTH == 0)
             output_factors(problem, factors, own->denominators + t * HLA_VECTOR_WIDTH, rows->count - t);
-        hla_vector factor = hla_vector_set(factors[t % HLA_VECTOR_WIDTH]);
+        hla_vector factor = hla_vector_set(factors[(t - first) % HLA_VECTOR_WIDTH]);
         uint16_t *to = hla_tensor_row(out, rows->b, rows->first + t, rows->h);
         for (int64_t x = 0; x < problem->value_dim; x += HLA_VECTOR_WIDTH) {
             const float *from = own->values + (x / HLA_TILE_COLUMNS * TOKENS + t) * HLA_TILE_COLUMNS;
