@@ -1,9 +1,10 @@
 #include "attention/cuda/tables.h"
 #include "attention/ops/hadamard/cuda/general_call.h"
+#include "attention/ops/hadamard/cuda/hopper_call.h"
 #include "attention/ops/softmax/cuda/tiled.h"
 
 const hla_hadamard_entry *const hla_cuda_hadamard_table[] = {&hla_cuda_hadamard_quadratic, &hla_cuda_hadamard_state,
-                                                             NULL};
+                                                             &hla_hadamard_state_sm90, NULL};
 const hla_feature_map_entry *const hla_cuda_feature_map_table[] = {&hla_cuda_feature_map_float32,
                                                                    &hla_cuda_feature_map_mma, NULL};
 const hla_softmax_entry *const hla_cuda_softmax_table[] = {

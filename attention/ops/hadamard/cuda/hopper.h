@@ -1,5 +1,5 @@
-/* attention/ops/hadamard/cuda/hopper.h - the parts of the fast path for Hopper (sm_90a): P = 2, ranks 16, 32, 64 or 128,
- * V 64 or 128, bfloat16 and float16, forward and backward. Host side; C and CUDA C++.
+/* attention/ops/hadamard/cuda/hopper.h - the parts of the fast path for Hopper (sm_90a): P = 2, ranks 16, 32, 64 or
+ * 128, V 64 or 128, bfloat16 and float16, forward and backward. Host side; C and CUDA C++.
  *
  * Two kernels do the work, both with features made in registers, never in memory:
  *     state     S_f,v = sum_t (f1_a f2_b) x_t,v over one side's tokens: keys with v, or queries with d_out
@@ -28,7 +28,7 @@ enum {
 /* The tokens of a sequence on one side. */
 typedef struct hla_hopper_span {
     int64_t b, first, count; /* rows [b, first ... first + count) of the tensors */
-    int64_t units;           /* chunks (state kernel) or tiles (query kernel) of all sequences before this one, one head */
+    int64_t units; /* chunks (state kernel) or tiles (query kernel) of all sequences before this one, one head */
 } hla_hopper_span;
 
 /* One side of the operator: its tokens, their features and their rows of V numbers. */
@@ -37,29 +37,31 @@ typedef struct hla_hopper_side {
     hla_cuda_view rows;           /* [B,T,heads,V]: what is summed (state), or written (query) */
     int64_t batch, tokens, heads; /* extents of the tensors: tokens is the T axis */
     int64_t group;                /* heads that share a state */
-    const hla_hopper_span *spans; /* device memory, [sequences + 1]: the last holds the total in units */
-    int64_t sequences, units;     /* units: that total, one head */
+    const hla_hopper_span *spans; /* device memory, [sequences + 1], the last only with its units, the total; or NULL:
+                                     each batch entry is a sequence of all tokens */
+    int64_t sequences, units;     /* units: the total, one head */
+    int64_t units_each;           /* without spans: of a sequence */
 } hla_hopper_side;
 
 typedef struct hla_hopper_shape {
     int64_t rank1, rank2, value_dim;
-    bool half;    /* float16, else bfloat16 */
-    float sigma;  /* of S and z: 1 in bfloat16 */
+    bool half;   /* float16, else bfloat16 */
+    float sigma; /* of S and z: 1 in bfloat16 */
     int processors;
 } hla_hopper_shape;
 
 /* What building a state needs and leaves, all in device memory. */
 typedef struct hla_hopper_state {
-    int64_t states;          /* sequences x key heads */
-    void *s;                 /* 16-bit [states][R][V], permuted columns */
-    void *z_split;           /* 16-bit [states][2][R]: z as a sum of two */
-    float *z;                /* [states][R] */
-    float *partial;          /* hla_hopper_state_partial() floats: states that are summed in parts */
-    float *z_partial;        /* hla_hopper_z_partial() floats */
-    const float *initial;    /* NULL, or float32 [states][R][V+1], added */
-    float *final;            /* NULL, or the same for the sum, without sigma; may be initial */
-    const float *weight;     /* NULL, or one number a token and head, [B][heads][T]: features are scaled by it */
-    const float *z_given;    /* NULL, or z [states][R] without sigma and initial: then it is not summed from features */
+    int64_t states;       /* sequences x key heads */
+    void *s;              /* 16-bit [states][R][V], permuted columns */
+    void *z_split;        /* 16-bit [states][2][R]: z as a sum of two */
+    float *z;             /* [states][R] */
+    float *partial;       /* hla_hopper_state_partial() floats: states that are summed in parts */
+    float *z_partial;     /* hla_hopper_z_partial() floats */
+    const float *initial; /* NULL, or float32 [states][R][V+1], added */
+    float *final;         /* NULL, or the same for the sum, without sigma; may be initial */
+    const float *weight;  /* NULL, or one number a token and head, [B][heads][T]: features are scaled by it */
+    const float *z_given; /* NULL, or z [states][R] without sigma and initial: then it is not summed from features */
 } hla_hopper_state;
 
 /* Whether there are kernels for these sizes. */
@@ -73,8 +75,9 @@ int64_t hla_hopper_z_partial(const hla_hopper_shape *shape, int64_t states);
 int hla_hopper_build(const hla_hopper_shape *shape, const hla_hopper_side *side, const hla_hopper_state *state,
                      void *stream);
 
-/* rows = features times state. normalised: divided by (denominator + epsilon), zero where that is zero; else multiplied by
- * scale. clear_after: rows of the T axis at and beyond a sequence's count are set to zero (batched sequences only). */
+/* rows = features times state. normalised: divided by (denominator + epsilon), zero where that is zero; else multiplied
+ * by scale. clear_after: rows of the T axis at and beyond a sequence's count are set to zero (batched sequences only).
+ */
 typedef struct hla_hopper_query_options {
     bool normalised, clear_after;
     float epsilon, scale;
@@ -83,8 +86,9 @@ typedef struct hla_hopper_query_options {
 int hla_hopper_query(const hla_hopper_shape *shape, const hla_hopper_side *side, const hla_hopper_state *state,
                      const hla_hopper_query_options *options, void *stream);
 
-/* That tensor maps and 16-byte accesses can address a view: unit stride of x, everything else whole 16 bytes. */
-bool hla_hopper_addressable(const hla_cuda_view *view, int64_t tokens);
+/* That tensor maps and 16-byte accesses can address a view of that shape: unit stride of x, everything else positive
+ * and whole 16 bytes. */
+bool hla_hopper_addressable(const hla_cuda_view *view, const int64_t shape[4]);
 
 #ifdef __cplusplus
 }

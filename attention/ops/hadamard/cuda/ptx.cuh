@@ -65,6 +65,11 @@ __device__ __forceinline__ void copy_rows(uint32_t to, const CUtensorMap *map, u
                  : "memory");
 }
 
+/* Brings a line of global memory to the second-level cache. */
+__device__ __forceinline__ void prefetch(const void *address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 /* Makes what this thread wrote to shared memory visible to the copy engine and the tensor cores. */
 __device__ __forceinline__ void async_fence() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -78,6 +83,16 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 }
 __device__ __forceinline__ void let_next_kernel_start() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/* ---- named barriers ---- */
+
+/* One side waits until the other has signalled; threads: of both together. */
+template <int NAME> __device__ __forceinline__ void meet(int threads) {
+    asm volatile("bar.sync %0, %1;" ::"n"(NAME), "r"(threads) : "memory");
+}
+template <int NAME> __device__ __forceinline__ void signal(int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"n"(NAME), "r"(threads) : "memory");
 }
 
 /* ---- registers ---- */

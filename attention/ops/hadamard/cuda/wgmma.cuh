@@ -16,6 +16,7 @@ enum { MAJOR_K = 0, MAJOR_N = 1 };
 
 /* How rows of a tile are swizzled by the copy engine: in groups of 128, 64 or 32 bytes. */
 enum { SWIZZLE_128 = 1, SWIZZLE_64 = 2, SWIZZLE_32 = 3 };
+template <int ROW> constexpr uint32_t SWIZZLE_OF = ROW == 128 ? SWIZZLE_128 : ROW == 64 ? SWIZZLE_64 : SWIZZLE_32;
 
 /* leading, stride: bytes between swizzled blocks along the contiguous and along the other axis. */
 __device__ __forceinline__ uint64_t describe(uint32_t address, uint32_t leading, uint32_t stride, uint32_t swizzle) {
@@ -60,19 +61,20 @@ template <int COUNT> __device__ __forceinline__ void settle(float (&d)[COUNT]) {
     __device__ __forceinline__ void multiply(float(&d)[COUNT], const uint32_t(&a)[4], uint64_t b, int add) {           \
         if constexpr (HALF)                                                                                            \
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" ADD ", 0;\n"                                             \
-                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" HLA_N##COUNT "}, {%" A0 ", %" A1   \
-                         ", %" A2 ", %" A3 "}, %" B ", p, 1, 1, %" MAJOR_AT ";\n}\n"                                   \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" HLA_N##COUNT                       \
+                         "}, {%" A0 ", %" A1 ", %" A2 ", %" A3 "}, %" B ", p, 1, 1, %" MAJOR_AT ";\n}\n"               \
                          : HLA_D##COUNT(0)                                                                             \
                          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(MAJOR));                  \
         else                                                                                                           \
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" ADD ", 0;\n"                                             \
-                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" HLA_N##COUNT "}, {%" A0 ", %" A1 \
-                         ", %" A2 ", %" A3 "}, %" B ", p, 1, 1, %" MAJOR_AT ";\n}\n"                                   \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" HLA_N##COUNT                     \
+                         "}, {%" A0 ", %" A1 ", %" A2 ", %" A3 "}, %" B ", p, 1, 1, %" MAJOR_AT ";\n}\n"               \
                          : HLA_D##COUNT(0)                                                                             \
                          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(MAJOR));                  \
     }
 
-/* D[64 x 32], [64 x 64], [64 x 128], by the length of d */
+/* D[64 x 16], [64 x 32], [64 x 64], [64 x 128], by the length of d */
+HLA_DEFINE_FROM_REGISTERS(16, 8, "8", "9", "10", "11", "12", "13", "14")
 HLA_DEFINE_FROM_REGISTERS(32, 16, "16", "17", "18", "19", "20", "21", "22")
 HLA_DEFINE_FROM_REGISTERS(64, 32, "32", "33", "34", "35", "36", "37", "38")
 HLA_DEFINE_FROM_REGISTERS(128, 64, "64", "65", "66", "67", "68", "69", "70")
@@ -80,11 +82,13 @@ HLA_DEFINE_FROM_REGISTERS(128, 64, "64", "65", "66", "67", "68", "69", "70")
 /* D[64 x 16] += A B, both in shared memory with tokens, the summed axis, not contiguous. */
 template <bool HALF> __device__ __forceinline__ void multiply_tokens(float (&d)[8], uint64_t a, uint64_t b) {
     if constexpr (HALF)
-        asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {" HLA_N8 "}, %8, %9, 1, 1, 1, 1, 1;\n"
+        asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {" HLA_N8 "}, %8, %9, p, 1, 1, 1, 1;\n}\n"
                      : HLA_D8(0)
                      : "l"(a), "l"(b));
     else
-        asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {" HLA_N8 "}, %8, %9, 1, 1, 1, 1, 1;\n"
+        asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {" HLA_N8 "}, %8, %9, p, 1, 1, 1, 1;\n}\n"
                      : HLA_D8(0)
                      : "l"(a), "l"(b));
 }

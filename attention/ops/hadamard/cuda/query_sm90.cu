@@ -1,0 +1,387 @@
+/* Reads states on Hopper: n_t,v = sum_f (f1_a f2_b) S_f,v, and d_t likewise with z, f = (a, b).
+ *
+ * Persistent blocks take tiles of 256 tokens of a head, 128 for each of two warpgroups, whose f2 stays in registers as
+ * fragments; times f1_a, a number of the fragment's row, they are the A operand, and 64 rows of S at a time, brought by
+ * a third warpgroup through a ring of stages, are the B operand. d comes first: z as a sum of two 16-bit numbers times
+ * f2, contracted with f1 in float32.
+ */
+#include "attention/ops/hadamard/cuda/line.cuh"
+#include "attention/ops/hadamard/cuda/ptx.cuh"
+#include "attention/ops/hadamard/cuda/tensor_map.h"
+#include "attention/ops/hadamard/cuda/wgmma.cuh"
+
+namespace {
+
+constexpr int TILE = HLA_HOPPER_TILE;
+constexpr int TILES = 2; /* of 64 tokens, a warpgroup */
+constexpr int THREADS = 384;
+constexpr int SHARED_LIMIT = 232448;
+
+struct arguments {
+    CUtensorMap s, z;
+    hla_hopper_side side;
+    hla_hopper_query_options options;
+    int rank1, key_heads;
+    int tiles;     /* of all heads */
+    float unscale; /* 1 / sigma */
+    float epsilon; /* times sigma */
+};
+
+template <int R2, int V> struct stage {
+    static constexpr int Z_ROWS = R2 == 128 ? 32 : 64; /* values of a, a stage of z */
+    static constexpr int Z_HALF = Z_ROWS * R2 * 2;     /* bytes of the coarse half of z, and of the fine one */
+    static constexpr int S = 64 * V * 2;
+    static constexpr int BYTES = S > 2 * Z_HALF ? S : 2 * Z_HALF;
+    static constexpr int FIT = (SHARED_LIMIT - 2048) / BYTES, COUNT = FIT < 12 ? FIT : 12;
+    static constexpr int SHARED = COUNT * BYTES + 1024 + 2 * 8 * COUNT;
+    static_assert(BYTES % 1024 == 0, "stages keep the alignment that swizzling needs");
+};
+
+/* A tile of 256 tokens. */
+struct place {
+    int b, first, count; /* its tokens are rows [first, first + count) of the T axis, or the first 256 of them */
+    int state, head;
+};
+
+/* In 32-bit numbers: divisions of longer ones took a quarter of the time of a small state's tile. */
+__device__ __forceinline__ place place_of(const arguments &in, int tile) {
+    const int sequence = line::sequence_at(in.side, tile);
+    const hla_hopper_span span = line::span_of(in.side, sequence);
+    const int units = (int)span.units, tiles = (int)line::span_of(in.side, sequence + 1).units - units;
+    const int within = tile - units * (int)in.side.heads, behind = within % tiles * TILE;
+    place at;
+    at.b = (int)span.b;
+    at.head = within / tiles;
+    at.first = (int)span.first + behind;
+    at.count = (int)span.count - behind;
+    at.state = sequence * in.key_heads + at.head / (int)in.side.group;
+    return at;
+}
+
+__device__ __forceinline__ int64_t row_offset(const hla_cuda_view &view, int64_t b, int64_t t, int64_t h) {
+    return b * view.stride[0] + t * view.stride[1] + h * view.stride[2];
+}
+
+/* ---- the third warpgroup: one thread ---- */
+
+template <int R2, int V>
+__device__ __forceinline__ void load_states(const arguments &in, uint32_t shared, uint32_t full, uint32_t empty) {
+    using G = stage<R2, V>;
+    const int rank = in.rank1 * R2;
+    int filling = 0;
+    uint32_t parity = 1;
+    for (int tile = blockIdx.x; tile < in.tiles; tile += gridDim.x) {
+        const int state = place_of(in, tile).state;
+        auto next = [&](uint32_t bytes) {
+            ptx::barrier_wait(empty + 8 * filling, parity);
+            ptx::barrier_expect(full + 8 * filling, bytes);
+        };
+        auto done = [&]() {
+            if (++filling == G::COUNT) filling = 0, parity ^= 1;
+        };
+        for (int a = 0; in.options.normalised && a < in.rank1; a += G::Z_ROWS) {
+            next(2 * G::Z_HALF);
+            uint32_t at = shared + filling * G::BYTES, barrier = full + 8 * filling;
+            for (int part = 0; part < 2; part++)
+                for (int half = 0; half < (R2 + 63) / 64; half++)
+                    ptx::copy_rows(at + part * G::Z_HALF + half * (G::Z_ROWS * 128), &in.z, barrier, 64 * half,
+                                   (state * 2 + part) * in.rank1 + a);
+            done();
+        }
+#pragma unroll 1
+        for (int row = 0; row < rank; row += 64) {
+            next(G::S);
+            uint32_t at = shared + filling * G::BYTES, barrier = full + 8 * filling;
+            for (int half = 0; half < V / 64; half++)
+                ptx::copy_rows(at + half * 8192, &in.s, barrier, 64 * half, state * rank + row);
+            done();
+        }
+    }
+}
+
+/* ---- the two warpgroups that compute ---- */
+
+/* The third operand of __byte_perm that copies the low or the high number of a pair to both. */
+template <int WHICH> constexpr uint32_t SPREAD = WHICH ? 0x3232 : 0x1010;
+
+template <int R2, int V, bool HALF>
+__device__ __forceinline__ void read_states(const arguments &in, uint32_t shared, uint32_t full, uint32_t empty,
+                                            int warpgroup, int warp, int lane) {
+    using G = stage<R2, V>;
+    constexpr int STEPS = R2 / 16;                           /* of 16 values of b */
+    constexpr int PENDING = (R2 == 128 ? 1 : 2) * TILES - 1; /* products in flight: each keeps four registers */
+    constexpr int LAG = R2 == 128 ? 1 : R2 == 64 ? 2 : R2 == 32 ? 5 : 8; /* quadruples of a: 8 to 10 stages of 12 */
+    int reading = 0;
+    uint32_t parity = 0;
+    auto advance = [&]() {
+        if (++reading == G::COUNT) reading = 0, parity ^= 1;
+    };
+    for (int tile = blockIdx.x; tile < in.tiles; tile += gridDim.x) {
+        const place at = place_of(in, tile);
+        const uint16_t *f1[TILES][2]; /* rows of factor 1; tokens beyond the last read the last one */
+        uint32_t f2[TILES][STEPS][4];
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                int token = (warpgroup * TILES + t) * 64 + 16 * warp + lane / 4 + 8 * r;
+                token = at.first + (token < at.count ? token : at.count - 1);
+                f1[t][r] = (const uint16_t *)in.side.f1.data + row_offset(in.side.f1, at.b, token, at.head);
+                const uint16_t *row = (const uint16_t *)in.side.f2.data + row_offset(in.side.f2, at.b, token, at.head);
+#pragma unroll
+                for (int step = 0; step < STEPS; step++) {
+                    f2[t][step][r] = *(const uint32_t *)(row + 16 * step + 2 * (lane & 3));
+                    f2[t][step][r + 2] = *(const uint32_t *)(row + 16 * step + 8 + 2 * (lane & 3));
+                }
+            }
+        float factor[TILES][2]; /* what the sums are multiplied by */
+        float sums[TILES][V / 2];
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+            factor[t][0] = factor[t][1] = 0;
+        for (int first = 0; in.options.normalised && first < in.rank1; first += G::Z_ROWS) {
+            float z[TILES][G::Z_ROWS / 2]; /* sum over b of f2_b z_ab, for a = first + column */
+            ptx::barrier_wait(full + 8 * reading, parity);
+            uint32_t stage_at = shared + reading * G::BYTES;
+            wgmma::fence();
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+#pragma unroll
+                for (int part = 0; part < 2; part++)
+#pragma unroll
+                    for (int step = 0; step < STEPS; step++) {
+                        constexpr int row_bytes = (R2 < 64 ? R2 : 64) * 2;
+                        uint32_t z_at = stage_at + part * G::Z_HALF + step / 4 * (G::Z_ROWS * 128);
+                        uint64_t b =
+                            wgmma::describe(z_at, 16, 8 * row_bytes, wgmma::SWIZZLE_OF<row_bytes>) + 2 * (step % 4);
+                        wgmma::multiply<HALF, wgmma::MAJOR_K>(z[t], f2[t][step], b, part > 0 || step > 0);
+                    }
+            wgmma::commit();
+            wgmma::wait<0>();
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+                wgmma::settle(z[t]);
+            if (lane == 0) ptx::barrier_arrive(empty + 8 * reading);
+            advance();
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+#pragma unroll
+                    for (int j = 0; j < G::Z_ROWS / 8; j++) {
+                        if (first + 8 * j >= in.rank1) continue;
+                        float2 a = ptx::unpack<HALF>(*(const uint32_t *)(f1[t][r] + first + 8 * j + 2 * (lane & 3)));
+                        factor[t][r] += a.x * z[t][4 * j + 2 * r] + a.y * z[t][4 * j + 2 * r + 1];
+                    }
+        }
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                float d = factor[t][r];
+                d += __shfl_xor_sync(0xffffffffu, d, 1);
+                d += __shfl_xor_sync(0xffffffffu, d, 2);
+                d += in.epsilon;
+                factor[t][r] = !in.options.normalised ? in.options.scale * in.unscale : d == 0.0f ? 0.0f : 1.0f / d;
+            }
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int i = 0; i < V / 2; i++)
+                sums[t][i] = 0;
+        uint2 next[TILES][2];
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+                next[t][r] = *(const uint2 *)f1[t][r];
+        if (tile + gridDim.x < in.tiles && (lane & 3) < 2) { /* the next tile's features */
+            const place then = place_of(in, tile + gridDim.x);
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    int token = (warpgroup * TILES + t) * 64 + 16 * warp + lane / 4 + 8 * r;
+                    if (token >= then.count) continue;
+                    const hla_cuda_view &view = lane & 1 ? in.side.f2 : in.side.f1;
+                    ptx::prefetch((const uint16_t *)view.data +
+                                  row_offset(view, then.b, then.first + token, then.head));
+                }
+        }
+        uint32_t release = 0;
+        /* Warpgroup 1 starts some stages behind warpgroup 0 and stays there: what one does between its products runs
+         * beside the other's. */
+        const bool first_tile = tile == blockIdx.x;
+        const int lag = 4 * (LAG < in.rank1 / 4 ? LAG : in.rank1 / 4 - 1);
+        if (first_tile && warpgroup == 1) ptx::meet<1>(2 * 128);
+            /* four values of a at a time: R2 / 16 stages of 64 rows */
+#pragma unroll 1
+        for (int a = 0; a < in.rank1; a += 4) {
+            if (first_tile && warpgroup == 0 && a == lag) ptx::signal<1>(2 * 128);
+            uint2 four[TILES][2];
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    four[t][r] = next[t][r];
+                    if (a + 4 < in.rank1) next[t][r] = *(const uint2 *)(f1[t][r] + a + 4);
+                }
+#pragma unroll
+            for (int i = 0; i < R2 / 16; i++) {
+                ptx::barrier_wait(full + 8 * reading, parity);
+                const uint64_t b = wgmma::describe(shared + reading * G::BYTES, 8192, 1024, wgmma::SWIZZLE_128);
+#pragma unroll
+                for (int quarter = 0; quarter < 4; quarter++) {
+                    const int slab = 4 * i + quarter; /* of 16 rows, among those of the four values of a */
+                    const int which = slab / STEPS, step = slab % STEPS;
+#pragma unroll
+                    for (int t = 0; t < TILES; t++) {
+                        wgmma::wait<PENDING>();
+                        if (quarter * TILES + t == PENDING && release && lane == 0) ptx::barrier_arrive(release);
+                        uint32_t low = which & 2 ? four[t][0].y : four[t][0].x;
+                        uint32_t high = which & 2 ? four[t][1].y : four[t][1].x;
+                        low = __byte_perm(low, low, which & 1 ? SPREAD<1> : SPREAD<0>);
+                        high = __byte_perm(high, high, which & 1 ? SPREAD<1> : SPREAD<0>);
+                        uint32_t product[4];
+                        product[0] = ptx::multiply<HALF>(f2[t][step][0], low);
+                        product[1] = ptx::multiply<HALF>(f2[t][step][1], high);
+                        product[2] = ptx::multiply<HALF>(f2[t][step][2], low);
+                        product[3] = ptx::multiply<HALF>(f2[t][step][3], high);
+                        wgmma::fence();
+                        wgmma::multiply<HALF, wgmma::MAJOR_N>(sums[t], product, b + (uint64_t)(quarter * 128), 1);
+                        wgmma::commit();
+                    }
+                }
+                release = empty + 8 * reading;
+                advance();
+            }
+        }
+        wgmma::wait<0>();
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+            wgmma::settle(sums[t]);
+        if (lane == 0) ptx::barrier_arrive(release);
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                int token = (warpgroup * TILES + t) * 64 + 16 * warp + lane / 4 + 8 * r;
+                if (token >= at.count) continue;
+                uint16_t *row = (uint16_t *)in.side.rows.data +
+                                row_offset(in.side.rows, at.b, at.first + token, at.head) + 8 * (lane & 3);
+                const float s = factor[t][r];
+#pragma unroll
+                for (int j = 0; j < V / 32; j++) {
+                    const float *from = &sums[t][16 * j + 2 * r];
+                    uint4 packed;
+                    packed.x = ptx::pack<HALF>(s * from[0], s * from[1]);
+                    packed.y = ptx::pack<HALF>(s * from[4], s * from[5]);
+                    packed.z = ptx::pack<HALF>(s * from[8], s * from[9]);
+                    packed.w = ptx::pack<HALF>(s * from[12], s * from[13]);
+                    *(uint4 *)(row + 32 * j) = packed;
+                }
+            }
+    }
+}
+
+template <int R2, int V, bool HALF>
+__global__ __launch_bounds__(THREADS, 1) void query_state(const __grid_constant__ arguments in) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    using G = stage<R2, V>;
+    extern __shared__ uint8_t memory[];
+    const uint32_t shared = (ptx::shared_address(memory) + 1023u) & ~1023u;
+    const uint32_t full = shared + G::COUNT * G::BYTES, empty = full + 8 * G::COUNT;
+    const int warp = __shfl_sync(0xffffffffu, (int)(threadIdx.x >> 5), 0), lane = threadIdx.x & 31;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < G::COUNT; i++) {
+            ptx::barrier_init(full + 8 * i, 1);
+            ptx::barrier_init(empty + 8 * i, 8);
+        }
+        ptx::barrier_init_fence();
+    }
+    __syncthreads();
+    if (warp >= 8) {
+        ptx::give_registers<24>();
+        if (warp == 8 && lane == 0) {
+            ptx::wait_for_previous_kernel();
+            load_states<R2, V>(in, shared, full, empty);
+        }
+    } else {
+        ptx::take_registers<240>();
+        read_states<R2, V, HALF>(in, shared, full, empty, warp / 4, warp % 4, lane);
+    }
+#endif
+}
+
+/* Zeros for rows at and beyond a sequence's count. One warp a row. */
+__global__ void clear_rows(hla_hopper_side side, int width) {
+    int64_t row = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    int64_t rows = side.batch * side.tokens * side.heads;
+    if (row >= rows) return;
+    int64_t h = row % side.heads, t = row / side.heads % side.tokens, b = row / side.heads / side.tokens;
+    if (t < line::span_of(side, b).count) return;
+    uint16_t *to = (uint16_t *)side.rows.data + row_offset(side.rows, b, t, h);
+    for (int x = threadIdx.x % 32; x < width; x += 32)
+        to[x] = 0;
+}
+
+/* ---- launch ---- */
+
+template <int R2, int V, bool HALF> int launch(const arguments &in, int processors, cudaStream_t stream) {
+    auto *kernel = query_state<R2, V, HALF>;
+    const int shared = stage<R2, V>::SHARED;
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error != cudaSuccess) return (int)error;
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)(in.tiles < processors ? in.tiles : processors));
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = (size_t)shared;
+    config.stream = stream;
+    config.attrs = &overlap, config.numAttrs = 1;
+    return (int)cudaLaunchKernelEx(&config, kernel, in);
+}
+
+template <int R2> int launch_of_rank(const arguments &in, const hla_hopper_shape *shape, cudaStream_t stream) {
+    if (shape->value_dim == 64)
+        return shape->half ? launch<R2, 64, true>(in, shape->processors, stream)
+                           : launch<R2, 64, false>(in, shape->processors, stream);
+    return shape->half ? launch<R2, 128, true>(in, shape->processors, stream)
+                       : launch<R2, 128, false>(in, shape->processors, stream);
+}
+
+} // namespace
+
+extern "C" int hla_hopper_query(const hla_hopper_shape *shape, const hla_hopper_side *side,
+                                const hla_hopper_state *state, const hla_hopper_query_options *options, void *stream) {
+    arguments in = {};
+    in.side = *side, in.options = *options;
+    in.rank1 = (int)shape->rank1, in.key_heads = (int)(side->heads / side->group);
+    in.tiles = (int)(side->units * side->heads);
+    in.unscale = 1 / shape->sigma, in.epsilon = options->epsilon * shape->sigma;
+    const int rank2 = (int)shape->rank2;
+    const int64_t rank = shape->rank1 * rank2;
+    int error = hla_rows_map(&in.s, state->s, shape->value_dim, state->states * rank, shape->half, 64, 64);
+    if (!error)
+        error = hla_rows_map(&in.z, state->z_split, rank2, state->states * 2 * shape->rank1, shape->half,
+                             rank2 < 64 ? rank2 : 64, rank2 == 128 ? 32 : 64);
+    cudaStream_t queue = (cudaStream_t)stream;
+    if (!error && in.tiles > 0) {
+        if (rank2 == 16)
+            error = launch_of_rank<16>(in, shape, queue);
+        else if (rank2 == 32)
+            error = launch_of_rank<32>(in, shape, queue);
+        else if (rank2 == 64)
+            error = launch_of_rank<64>(in, shape, queue);
+        else
+            error = launch_of_rank<128>(in, shape, queue);
+    }
+    if (!error && options->clear_after) {
+        int64_t rows = side->batch * side->tokens * side->heads;
+        clear_rows<<<(unsigned)((rows + 7) / 8), 256, 0, queue>>>(*side, (int)shape->value_dim);
+        error = (int)cudaGetLastError();
+    }
+    return error;
+}

@@ -1,0 +1,497 @@
+/* Builds states on Hopper: S_f,v = sum over tokens of (f1_a f2_b) x_v, z_f the same of 1; f = (a, b).
+ *
+ * A thread block owns 128 TILES rows of a state, two warpgroups with TILES tiles of 64 each, whose sums stay in
+ * registers, and walks over chunks of 64 tokens, which a third warpgroup brings to shared memory through a ring of
+ * stages. A warp's 16 rows of a tile share one a and run over 16 values of b: fragments of the tile's A operand are f2,
+ * transposed on loading, times f1_a, two tokens a register, which lies in one lane and is passed around. x is the B
+ * operand. z comes from the third warpgroup's own small products of f2 and f1, exact up to float32 sums.
+ */
+#include "attention/ops/hadamard/cuda/line.cuh"
+#include "attention/ops/hadamard/cuda/ptx.cuh"
+#include "attention/ops/hadamard/cuda/state_sm90.cuh"
+#include "attention/ops/hadamard/cuda/tensor_map.h"
+#include "attention/ops/hadamard/cuda/wgmma.cuh"
+
+namespace {
+
+constexpr int CHUNK = HLA_HOPPER_CHUNK;
+constexpr int THREADS = 384; /* two warpgroups compute, the third one loads */
+constexpr int SHARED_LIMIT = 232448;
+
+struct arguments {
+    CUtensorMap f1, f2, rows;
+    hla_hopper_side side;
+    hla_hopper_state state;
+    hla_hopper_division division;
+    int length; /* of the line, in chunks */
+    int rank1;
+    int f1_row; /* bytes of a row of f1 in shared memory: 128, 64 or 32 */
+    float sigma;
+};
+
+/* A stage: x in halves of 64 columns, f2 likewise, and f1, 64 columns at most. */
+template <int R2, int TILES, int V> struct stage {
+    static constexpr int ROW = (R2 < 64 ? R2 : 64) * 2; /* bytes of a row of f2, as swizzled */
+    static constexpr int X = CHUNK * V * 2, F2 = CHUNK * R2 * 2, F1 = CHUNK * 128;
+    static constexpr int F2_AT = X, F1_AT = F2_AT + F2, BYTES = F1_AT + F1;
+    static constexpr int WEIGHTS = CHUNK * 4; /* of the tokens, apart from the tiles */
+    static constexpr int FIT = (SHARED_LIMIT - 1024) / (BYTES + WEIGHTS + 16), COUNT = FIT < 8 ? FIT : 8;
+    static constexpr int SHARED = COUNT * (BYTES + WEIGHTS + 16) + 1024;
+    static_assert(BYTES % 1024 == 0 && COUNT >= 3, "stages keep the alignment that swizzling needs");
+};
+
+/* Where the parts of all stages are. */
+template <int R2, int TILES, int V> struct ring {
+    using S = stage<R2, TILES, V>;
+    uint32_t stages, weights, full, empty;
+    __device__ __forceinline__ explicit ring(const void *memory) {
+        stages = (ptx::shared_address(memory) + 1023u) & ~1023u;
+        weights = stages + S::COUNT * S::BYTES;
+        full = weights + S::COUNT * S::WEIGHTS;
+        empty = full + 8 * S::COUNT;
+    }
+};
+
+/* Byte offset of 16-byte piece `piece` of row `row`, as the copy engine swizzles rows of 128, 64 or 32 bytes. */
+__device__ __forceinline__ uint32_t swizzled(int row_bytes, int row, int piece) {
+    int flip = row_bytes == 128 ? row & 7 : row_bytes == 64 ? (row >> 1) & 3 : (row >> 2) & 1;
+    return (uint32_t)(row * row_bytes + ((piece ^ flip) << 4));
+}
+
+__device__ __forceinline__ const char *row_address(const hla_cuda_view &view, int64_t b, int64_t t, int64_t h) {
+    return (const char *)view.data + 2 * (b * view.stride[0] + t * view.stride[1] + h * view.stride[2]);
+}
+
+/* Known to the compiler where three tiles leave no register to spare: they are for 64 x 64. */
+template <int TILES> __device__ __forceinline__ int f1_row(const arguments &in) {
+    return TILES == 3 ? 128 : in.f1_row;
+}
+
+/* ---- the third warpgroup ---- */
+
+/* Where a chunk's tokens are. */
+struct place {
+    int b, first;    /* of the chunk's tokens */
+    int head, valid; /* tokens that count, at most CHUNK */
+};
+
+/* Walks over the chunks of a stretch of the line. */
+struct walker {
+    int at, segment_end;
+    place chunk;
+    int begin, count; /* of the sequence */
+
+    __device__ __forceinline__ void enter(const hla_hopper_side &side, int end) {
+        line::segment segment = line::segment_at(side, at, end);
+        hla_hopper_span span = line::span_of(side, segment.sequence);
+        int chunks = (int)((span.count + CHUNK - 1) / CHUNK), within = at - segment.state_begin;
+        int states = (int)(side.heads / side.group);
+        segment_end = segment.end, begin = (int)span.first, count = (int)span.count;
+        chunk.b = (int)span.b;
+        chunk.head = segment.state % states * (int)side.group + within / chunks;
+        chunk.first = begin + within % chunks * CHUNK;
+        chunk.valid = min(CHUNK, begin + count - chunk.first);
+    }
+    __device__ __forceinline__ void advance(const hla_hopper_side &side, int end) {
+        if (++at == end) return;
+        if (at == segment_end) {
+            enter(side, end);
+            return;
+        }
+        chunk.first += CHUNK;
+        if (chunk.first >= begin + count) chunk.first = begin, chunk.head++;
+        chunk.valid = min(CHUNK, begin + count - chunk.first);
+    }
+};
+
+/* row_bytes of each token, from `column` on, to a swizzled tile; tokens that do not count become zero. By one warp. */
+__device__ void copy_by_hand(uint32_t to, const hla_cuda_view &view, const place &at, int column, int row_bytes,
+                             int lane) {
+    int pieces = row_bytes / 16;
+    for (int i = lane; i < CHUNK * pieces; i += 32) {
+        int t = i / pieces, piece = i % pieces;
+        uint4 value = make_uint4(0, 0, 0, 0);
+        if (t < at.valid)
+            value = *(const uint4 *)(row_address(view, at.b, at.first + t, at.head) + 2 * (column + 8 * piece));
+        ptx::store_shared(to + swizzled(row_bytes, t, piece), value);
+    }
+}
+
+/* Brings one chunk to a stage, of f1 the columns from f1_column on. By one warp. */
+template <int R2, int TILES, int V>
+__device__ __forceinline__ void load_chunk(const arguments &in, uint32_t stage_at, uint32_t weights, uint32_t full,
+                                           const place &at, int f1_column, int lane) {
+    using S = stage<R2, TILES, V>;
+    const hla_hopper_side &side = in.side;
+    /* the copy engine fills rows beyond the tensor's end with zeros, but not rows beyond a sequence's */
+    bool by_hand = at.valid < CHUNK && at.first + at.valid < side.tokens;
+    if (in.state.weight) {
+        const float *weight = in.state.weight + ((int64_t)at.b * side.heads + at.head) * side.tokens + at.first;
+        for (int t = lane; t < CHUNK; t += 32)
+            ptx::store_shared(weights + 4 * (uint32_t)t, t < at.valid ? weight[t] : 0.0f);
+        __syncwarp();
+    }
+    if (by_hand) {
+        for (int half = 0; half < V / 64; half++)
+            copy_by_hand(stage_at + half * 8192, side.rows, at, 64 * half, 128, lane);
+        for (int half = 0; half < (R2 + 63) / 64; half++)
+            copy_by_hand(stage_at + S::F2_AT + half * 8192, side.f2, at, 64 * half, S::ROW, lane);
+        copy_by_hand(stage_at + S::F1_AT, side.f1, at, f1_column, in.f1_row, lane);
+        ptx::async_fence();
+        __syncwarp();
+        if (lane == 0) ptx::barrier_arrive(full);
+        return;
+    }
+    if (lane != 0) return;
+    ptx::barrier_expect(full, (uint32_t)(S::F1_AT + CHUNK * in.f1_row));
+    for (int half = 0; half < V / 64; half++)
+        ptx::copy_tensor(stage_at + half * 8192, &in.rows, full, 64 * half, at.head, at.first, at.b);
+    for (int half = 0; half < (R2 + 63) / 64; half++)
+        ptx::copy_tensor(stage_at + S::F2_AT + half * 8192, &in.f2, full, 64 * half, at.head, at.first, at.b);
+    ptx::copy_tensor(stage_at + S::F1_AT, &in.f1, full, f1_column, at.head, at.first, at.b);
+}
+
+/* Adds a chunk's share to z: tile i of 64 values of b (fewer are repeated), the 16 values of a that begin at `slice` of
+ * the stage's. */
+template <int R2, int TILES, int V, bool HALF>
+__device__ __forceinline__ void add_z(const arguments &in, float (&z)[(R2 + 63) / 64][8], uint32_t stage_at,
+                                      int slice) {
+    using S = stage<R2, TILES, V>;
+    const int row = f1_row<TILES>(in);
+    uint32_t swizzle = row == 128 ? wgmma::SWIZZLE_128 : row == 64 ? wgmma::SWIZZLE_64 : wgmma::SWIZZLE_32;
+    uint64_t f1 = wgmma::describe(stage_at + S::F1_AT + 32 * slice, 0, 8 * row, swizzle);
+    wgmma::fence();
+#pragma unroll
+    for (int i = 0; i < (R2 + 63) / 64; i++) {
+        uint64_t f2 = wgmma::describe(stage_at + S::F2_AT + 8192 * i, 0, 8 * S::ROW, wgmma::SWIZZLE_OF<S::ROW>);
+#pragma unroll
+        for (int step = 0; step < CHUNK / 16; step++)
+            wgmma::multiply_tokens<HALF>(z[i], f2 + (uint64_t)(step * S::ROW), f1 + (uint64_t)(step * row));
+    }
+    wgmma::commit();
+    wgmma::wait<0>();
+}
+
+template <int R2>
+__device__ __forceinline__ void store_z(const arguments &in, const float (&z)[(R2 + 63) / 64][8], int slot, int slice,
+                                        int helper, int helpers_most, int warp, int lane) {
+    int64_t rank = (int64_t)in.rank1 * R2;
+    float *to = in.state.z_partial + ((int64_t)slot * helpers_most + helper) * rank;
+#pragma unroll
+    for (int i = 0; i < (R2 + 63) / 64; i++) {
+        int b = 64 * i + 16 * warp + lane / 4;
+        if (b >= R2) continue;
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            int a = 16 * slice + 8 * (k / 4) + 2 * (lane % 4) + (k & 1);
+            to[a * R2 + b + 8 * ((k >> 1) & 1)] = z[i][k];
+        }
+    }
+}
+
+template <int R2, int TILES, int V, bool HALF>
+__device__ __forceinline__ void load_and_sum_z(const arguments &in, const ring<R2, TILES, V> &ring, int begin, int end,
+                                               int group, int member, int warp, int lane) {
+    using S = stage<R2, TILES, V>;
+    const bool with_z = in.state.z_given == nullptr;
+    const int half_members = TILES == 3 ? 11 : in.division.half_members; /* known where registers are scarce */
+    const int slices = TILES == 3 ? 4 : in.division.slices, half = TILES == 3 ? 0 : member / half_members;
+    const int slice = (member - half * half_members) % slices, helper = (member - half * half_members) / slices;
+    const int helpers = (half_members + slices - 1 - slice) / slices, most = (half_members + slices - 1) / slices;
+    walker ahead;
+    ahead.at = begin;
+    if (warp == 0 && begin < end) ahead.enter(in.side, end);
+    int filling = 0;
+    uint32_t filling_parity = 1;
+    auto load_next = [&]() {
+        if (ahead.at >= end) return;
+        ptx::barrier_wait(ring.empty + 8 * filling, filling_parity);
+        load_chunk<R2, TILES, V>(in, ring.stages + filling * S::BYTES, ring.weights + filling * S::WEIGHTS,
+                                 ring.full + 8 * filling, ahead.chunk, 64 * half, lane);
+        __syncwarp();
+        ahead.advance(in.side, end);
+        if (++filling == S::COUNT) filling = 0, filling_parity ^= 1;
+    };
+    if (!with_z) {
+        while (warp == 0 && ahead.at < end)
+            load_next();
+        return;
+    }
+    for (int i = 0; warp == 0 && i < S::COUNT - 1; i++)
+        load_next();
+    int reading = 0;
+    uint32_t parity = 0;
+    for (int at = begin; at < end;) {
+        const int segment_begin = at, segment_end = line::segment_at(in.side, at, end).end;
+        float z[(R2 + 63) / 64][8];
+#pragma unroll
+        for (int i = 0; i < (R2 + 63) / 64; i++)
+#pragma unroll
+            for (int k = 0; k < 8; k++)
+                z[i][k] = 0;
+#pragma unroll 1
+        for (; at < segment_end; at++) {
+            if (warp == 0) load_next();
+            ptx::barrier_wait(ring.full + 8 * reading, parity);
+            if (at % helpers == helper) add_z<R2, TILES, V, HALF>(in, z, ring.stages + reading * S::BYTES, slice);
+            if (lane == 0) ptx::barrier_arrive(ring.empty + 8 * reading);
+            if (++reading == S::COUNT) reading = 0, parity ^= 1;
+        }
+#pragma unroll
+        for (int i = 0; i < (R2 + 63) / 64; i++)
+            wgmma::settle(z[i]);
+        int state = line::segment_at(in.side, segment_begin, end).state;
+        store_z<R2>(in, z, group + state, half * slices + slice, helper, most, warp, lane);
+    }
+}
+
+/* ---- the two warpgroups that compute ---- */
+
+/* A segment's sums of one tile, to the state itself or to the group's partial sums; row: of the tile's first. */
+template <int V, bool HALF>
+__device__ __forceinline__ void store_tile(const arguments &in, const float (&sums)[V / 2],
+                                           const line::segment &segment, int slot, int64_t rank, int row, int lane) {
+    bool whole = line::is_whole(segment);
+    const float sigma = in.sigma;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int64_t f = row + lane / 4 + 8 * r;
+        int64_t in_states = (int64_t)segment.state * rank + f;
+        const float *initial = whole && in.state.initial ? in.state.initial + in_states * (V + 1) : nullptr;
+        float *final = whole && in.state.final ? in.state.final + in_states * (V + 1) : nullptr;
+#pragma unroll
+        for (int j = 0; j < V / 32; j++) {
+            float value[8]; /* of columns 32j + 8q + 2 (lane % 4) + e, permuted to 32j + 8 (lane % 4) + 2q + e */
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                value[i] = sums[16 * j + 4 * (i / 2) + 2 * r + i % 2];
+                int column = 32 * j + 8 * (i / 2) + 2 * (lane % 4) + i % 2;
+                if (initial) value[i] += initial[column];
+                if (final) final[column] = value[i];
+            }
+            int64_t column = 32 * j + 8 * (lane % 4);
+            if (whole) {
+                uint4 packed;
+                packed.x = ptx::pack<HALF>(sigma * value[0], sigma * value[1]);
+                packed.y = ptx::pack<HALF>(sigma * value[2], sigma * value[3]);
+                packed.z = ptx::pack<HALF>(sigma * value[4], sigma * value[5]);
+                packed.w = ptx::pack<HALF>(sigma * value[6], sigma * value[7]);
+                *(uint4 *)((uint16_t *)in.state.s + in_states * V + column) = packed;
+            } else {
+                float *to = in.state.partial + ((int64_t)slot * rank + f) * V + column;
+                *(float4 *)to = make_float4(value[0], value[1], value[2], value[3]);
+                *(float4 *)(to + 4) = make_float4(value[4], value[5], value[6], value[7]);
+            }
+        }
+    }
+}
+
+template <bool HALF> __device__ __forceinline__ uint32_t weigh(uint32_t pair, float2 weight) {
+    float2 value = ptx::unpack<HALF>(pair);
+    return ptx::pack<HALF>(value.x * weight.x, value.y * weight.y);
+}
+
+template <int R2, int TILES, int V, bool HALF, bool WEIGHTED>
+__device__ __forceinline__ void sum_tiles(const arguments &in, const ring<R2, TILES, V> &ring, int begin, int end,
+                                          int group, int member, int warpgroup, int warp, int lane) {
+    using S = stage<R2, TILES, V>;
+    constexpr int BUFFERS = TILES == 2 ? 2 : 1; /* of fragments: with 2 those of the next step are loaded ahead */
+    constexpr int PENDING = TILES == 2 ? 3 : 2; /* products in flight: each keeps four registers */
+    constexpr int HALVES = R2 == 128 ? 2 : 1;   /* tiles take the two halves of b in turn */
+    constexpr int STEPS = CHUNK / 16;
+    const int first_tile = member * 2 * TILES + warpgroup * TILES;
+    const int matrix = lane >> 3, row8 = lane & 7;
+    /* f2 is loaded as matrices of 8 tokens x 8 values of b: tokens 0-7 and 8-15, b and b + 8 */
+    const int token = row8 + 8 * (matrix >> 1), b = R2 >= 64 ? 16 * warp : R2 == 32 ? 16 * (warp & 1) : 0;
+    const uint32_t f2_at = S::F2_AT + swizzled(S::ROW, token, b / 8 + (matrix & 1));
+    /* f1: 8 values of a from first_a on; lane 4 (a % 8) + i holds tokens 2i and 2i + 1 of a. They may straddle two
+     * pieces of 8: then lanes of the values before first_a take the second one */
+    constexpr bool STRADDLES = TILES == 3;
+    const int first_a = first_tile * 64 / R2 % 64, f1_piece = first_a / 8;
+    const int row = f1_row<TILES>(in);
+    const uint32_t f1_at =
+        S::F1_AT + swizzled(row, (matrix & 1) * 8 + row8, STRADDLES ? (f1_piece + (matrix >> 1)) % 8 : f1_piece);
+    const uint32_t f1_step = 16 * (uint32_t)row;
+    const bool in_first_piece = (lane >> 2) >= (first_a & 7);
+    /* a tile further: 64 / R2 values of a further (with R2 = 128 every second tile; a warpgroup's first one is even) */
+    const int source = (first_tile * 4 + warp) / (R2 / 16) % 8 * 4 + (lane & 3);
+    constexpr int SOURCE_STEP = 4 * 64 / R2 * (R2 == 128 ? 0 : 1);
+    const int64_t rank = (int64_t)in.rank1 * R2;
+    float sums[TILES][V / 2];
+    int reading = 0;
+    uint32_t parity = 0;
+    for (int at = begin; at < end;) {
+        const int segment_end = line::segment_at(in.side, at, end).end;
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int i = 0; i < V / 2; i++)
+                sums[t][i] = 0;
+#pragma unroll 1
+        for (; at < segment_end; at++) {
+            const uint32_t stage_at = ring.stages + reading * S::BYTES;
+            ptx::barrier_wait(ring.full + 8 * reading, parity);
+            const uint64_t x = wgmma::describe(stage_at, 8192, 1024, wgmma::SWIZZLE_128);
+            uint32_t f2[BUFFERS][HALVES][4], f1[BUFFERS][2];
+            auto load = [&](int step) {
+#pragma unroll
+                for (int half = 0; half < HALVES; half++)
+                    ptx::load_matrices(f2[step % BUFFERS][half], stage_at + f2_at + half * 8192 + step * 16 * S::ROW);
+                uint32_t(&pairs)[2] = f1[step % BUFFERS];
+                if constexpr (STRADDLES) {
+                    uint32_t both[4];
+                    ptx::load_matrices(both, stage_at + f1_at + step * f1_step);
+                    pairs[0] = in_first_piece ? both[0] : both[2], pairs[1] = in_first_piece ? both[1] : both[3];
+                } else {
+                    ptx::load_matrices(pairs, stage_at + f1_at + step * f1_step);
+                }
+                if constexpr (WEIGHTED) {
+                    uint32_t weights = ring.weights + reading * S::WEIGHTS + (uint32_t)(16 * step + 2 * (lane & 3)) * 4;
+                    pairs[0] = weigh<HALF>(pairs[0], ptx::load_shared_pair(weights));
+                    pairs[1] = weigh<HALF>(pairs[1], ptx::load_shared_pair(weights + 32));
+                }
+            };
+            if constexpr (BUFFERS == 2) load(0);
+#pragma unroll
+            for (int step = 0; step < STEPS; step++) {
+                if constexpr (BUFFERS == 1)
+                    load(step);
+                else if (step + 1 < STEPS)
+                    load(step + 1);
+                const int buffer = step % BUFFERS;
+#pragma unroll
+                for (int t = 0; t < TILES; t++) {
+                    uint32_t low = __shfl_sync(0xffffffffu, f1[buffer][0], source + t * SOURCE_STEP);
+                    uint32_t high = __shfl_sync(0xffffffffu, f1[buffer][1], source + t * SOURCE_STEP);
+                    wgmma::wait<PENDING>();
+                    if (step * TILES + t == PENDING && at > begin && lane == 0) /* the stage before is read */
+                        ptx::barrier_arrive(ring.empty + 8 * (reading > 0 ? reading - 1 : S::COUNT - 1));
+                    const uint32_t(&b)[4] = f2[buffer][t % HALVES];
+                    uint32_t product[4];
+                    product[0] = ptx::multiply<HALF>(b[0], low), product[1] = ptx::multiply<HALF>(b[1], low);
+                    product[2] = ptx::multiply<HALF>(b[2], high), product[3] = ptx::multiply<HALF>(b[3], high);
+                    wgmma::fence();
+                    wgmma::multiply<HALF, wgmma::MAJOR_N>(sums[t], product, x + (uint64_t)(step * 128), 1);
+                    wgmma::commit();
+                }
+            }
+            if (++reading == S::COUNT) reading = 0, parity ^= 1;
+        }
+        wgmma::wait<0>();
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+            wgmma::settle(sums[t]);
+        line::segment segment = line::segment_at(in.side, at - 1, at);
+        segment.begin = max(segment.state_begin, begin);
+        int slot = line::partial_slot(group, begin, segment.state_begin);
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            int row = (first_tile + t) * 64 + 16 * warp;
+            if (row < rank) store_tile<V, HALF>(in, sums[t], segment, slot, rank, row, lane);
+        }
+        __syncwarp();
+    }
+}
+
+template <int R2, int TILES, int V, bool HALF, bool WEIGHTED>
+__global__ __launch_bounds__(THREADS, 1) void build_state(const __grid_constant__ arguments in) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    using S = stage<R2, TILES, V>;
+    extern __shared__ uint8_t memory[];
+    const ring<R2, TILES, V> ring(memory);
+    const int warp = __shfl_sync(0xffffffffu, (int)(threadIdx.x >> 5), 0), lane = threadIdx.x & 31;
+    const int group = blockIdx.x / in.division.members, member = blockIdx.x % in.division.members;
+    const int begin = line::group_begin(in.length, in.division.groups, group);
+    const int end = line::group_begin(in.length, in.division.groups, group + 1);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < S::COUNT; i++) {
+            ptx::barrier_init(ring.full + 8 * i, 1);
+            ptx::barrier_init(ring.empty + 8 * i, in.state.z_given ? 8 : 12); /* warps that read the stage */
+        }
+        ptx::barrier_init_fence();
+    }
+    __syncthreads();
+    ptx::let_next_kernel_start();
+    if (warp >= 8) {
+        ptx::give_registers<TILES == 3 ? 40 : 72>();
+        load_and_sum_z<R2, TILES, V, HALF>(in, ring, begin, end, group, member, warp - 8, lane);
+    } else {
+        ptx::take_registers<TILES == 3 ? 232 : 216>();
+        sum_tiles<R2, TILES, V, HALF, WEIGHTED>(in, ring, begin, end, group, member, warp / 4, warp % 4, lane);
+    }
+#endif
+}
+
+/* ---- launch ---- */
+
+template <int R2, int TILES, int V, bool HALF, bool WEIGHTED> int launch(const arguments &in, cudaStream_t stream) {
+    using S = stage<R2, TILES, V>;
+    auto *kernel = build_state<R2, TILES, V, HALF, WEIGHTED>;
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::SHARED);
+    if (error != cudaSuccess) return (int)error;
+    kernel<<<in.division.groups * in.division.members, THREADS, S::SHARED, stream>>>(in);
+    return (int)cudaGetLastError();
+}
+
+template <int R2, int TILES, int V> int launch_of_type(const arguments &in, bool half, cudaStream_t stream) {
+    if (in.state.weight)
+        return half ? launch<R2, TILES, V, true, true>(in, stream) : launch<R2, TILES, V, false, true>(in, stream);
+    return half ? launch<R2, TILES, V, true, false>(in, stream) : launch<R2, TILES, V, false, false>(in, stream);
+}
+
+template <int R2, int TILES> int launch_of_width(const arguments &in, int64_t width, bool half, cudaStream_t stream) {
+    return width == 64 ? launch_of_type<R2, TILES, 64>(in, half, stream)
+                       : launch_of_type<R2, TILES, 128>(in, half, stream);
+}
+
+int describe_tensors(arguments *in, const hla_hopper_shape *shape) {
+    const hla_hopper_side &side = in->side;
+    hla_tensor_map_extent f1 = {shape->rank1, side.heads, side.tokens, side.batch}, f2 = f1, rows = f1;
+    f2.x = shape->rank2, rows.x = shape->value_dim;
+    int error = hla_tensor_map(&in->f1, &side.f1, &f1, shape->half, in->f1_row / 2, CHUNK);
+    if (!error)
+        error = hla_tensor_map(&in->f2, &side.f2, &f2, shape->half, shape->rank2 < 64 ? (int)shape->rank2 : 64, CHUNK);
+    if (!error) error = hla_tensor_map(&in->rows, &side.rows, &rows, shape->half, 64, CHUNK);
+    return error;
+}
+
+} // namespace
+
+extern "C" int hla_hopper_build(const hla_hopper_shape *shape, const hla_hopper_side *side,
+                                const hla_hopper_state *state, void *stream) {
+    arguments in = {};
+    in.side = *side, in.state = *state, in.division = hla_hopper_divide(shape);
+    in.length = (int)(side->units * side->heads), in.rank1 = (int)shape->rank1;
+    in.f1_row = (in.rank1 < 64 ? in.rank1 : 64) * 2, in.sigma = shape->sigma;
+    const int rank2 = (int)shape->rank2, width = (int)shape->value_dim;
+    cudaStream_t queue = (cudaStream_t)stream;
+    int error = in.length > 0 ? describe_tensors(&in, shape) : 0;
+    if (!error && in.length > 0) {
+        if (in.division.tiles == 3)
+            error = launch_of_width<64, 3>(in, width, shape->half, queue);
+        else if (rank2 == 16)
+            error = launch_of_width<16, 2>(in, width, shape->half, queue);
+        else if (rank2 == 32)
+            error = launch_of_width<32, 2>(in, width, shape->half, queue);
+        else if (rank2 == 64)
+            error = launch_of_width<64, 2>(in, width, shape->half, queue);
+        else
+            error = launch_of_width<128, 2>(in, width, shape->half, queue);
+    }
+    if (!error) error = hla_hopper_finish(shape, &in.division, side, state, queue);
+    return error;
+}
+
+extern "C" bool hla_hopper_takes(int64_t rank1, int64_t rank2, int64_t value_dim) {
+    auto known = [](int64_t rank) { return rank == 16 || rank == 32 || rank == 64 || rank == 128; };
+    return known(rank1) && known(rank2) && (value_dim == 64 || value_dim == 128);
+}
+
+extern "C" int64_t hla_hopper_state_partial(const hla_hopper_shape *shape) {
+    return 2 * hla_hopper_divide(shape).groups * shape->rank1 * shape->rank2 * shape->value_dim;
+}
+
+extern "C" int64_t hla_hopper_z_partial(const hla_hopper_shape *shape, int64_t states) {
+    hla_hopper_division division = hla_hopper_divide(shape);
+    return (division.groups + states) * hla_hopper_helpers(division, 0) * shape->rank1 * shape->rank2;
+}
