@@ -45,14 +45,15 @@ template <int R2, int V> struct sizes {
     static constexpr int GROUPS = groups_of(R2);
     static constexpr int THREADS = 128 * (GROUPS + 1);
     static constexpr int TILE = 64 * GROUPS;   /* tokens of a block */
-    static constexpr int STAGE = 64 * V * 2;   /* bytes */
+    static constexpr int ROWS = 64;            /* of S, a stage */
+    static constexpr int STAGE = ROWS * V * 2; /* bytes */
     static constexpr int SHARE = STAGE / PAIR; /* that a block brings */
-    static constexpr int SHARE_ROWS = V == 128 ? 64 : 64 / PAIR;
+    static constexpr int SHARE_ROWS = V == 128 ? ROWS : ROWS / PAIR;
     static constexpr int WIDTH = R2 < 64 ? R2 : 64; /* columns of a tile of z */
     static constexpr int HALVES = R2 / WIDTH;
     static constexpr int ROW = 2 * WIDTH;                           /* bytes */
     static constexpr int TURN_A = R2 == 16 ? 16 : R2 == 32 ? 8 : 4; /* values of a in one turn of the main loop */
-    static constexpr int TURN = TURN_A * R2 / 64;                   /* stages of a turn */
+    static constexpr int TURN = TURN_A * R2 / ROWS;                 /* stages of a turn */
     static constexpr int BUFFERS = R2 == 64 && V == 128 ? 1 : 2;    /* of H */
     static constexpr bool REFRESH = R2 >= 64;                       /* see fold */
 };
@@ -126,7 +127,7 @@ __device__ __forceinline__ void load_states(const arguments &in, uint32_t stages
     for (int item = blockIdx.x / PAIR; item < in.items; item += gridDim.x / PAIR) {
         const int64_t state = place_of(in.call.side, in.key_heads, item, PAIR * G::TILE).state;
 #pragma unroll 1
-        for (int row = 0; row < rank; row += 64) {
+        for (int row = 0; row < rank; row += G::ROWS) {
             ptx::barrier_wait(empty + 8 * filling, parity);
             uint32_t barrier = full + 8 * filling;
             ptx::barrier_expect(barrier, G::STAGE);
@@ -164,28 +165,29 @@ __device__ __forceinline__ float sum_lanes(float value) {
 }
 
 /* H for 64 rows of S. */
-template <int V, bool HALF>
-__device__ __forceinline__ void multiply_stage(float (&h)[32], const uint32_t (&x)[V / 16][4], uint32_t stage_at) {
+template <int ROWS, int V, bool HALF>
+__device__ __forceinline__ void multiply_stage(float (&h)[ROWS / 2], const uint32_t (&x)[V / 16][4],
+                                               uint32_t stage_at) {
     const uint64_t s = wgmma::describe(stage_at, 16, 1024, wgmma::SWIZZLE_128);
     wgmma::fence();
 #pragma unroll
     for (int step = 0; step < V / 16; step++)
-        wgmma::multiply<HALF, wgmma::MAJOR_K>(h, x[step], s + (uint64_t)(step / 4 * 512 + step % 4 * 2), step > 0);
+        wgmma::multiply<HALF, wgmma::MAJOR_K>(h, x[step], s + (uint64_t)(step / 4 * ROWS * 8 + step % 4 * 2), step > 0);
     wgmma::commit();
 }
 
 /* Folds H of stage `u` of a turn: row r of the turn is a = r / R2, b = r % R2. p: of the four values of a at hand.
  * REFRESH: f2 is unpacked each time, behind a byte order that only memory knows; the compiler would keep it unpacked,
  * for which there are too few registers. */
-template <int R2, bool HALF, bool REFRESH>
-__device__ __forceinline__ void fold(float (&q)[2][R2 / 4], float (&p)[2][4], const float (&h)[32],
+template <int R2, int ROWS, bool HALF, bool REFRESH>
+__device__ __forceinline__ void fold(float (&q)[2][R2 / 4], float (&p)[2][4], const float (&h)[ROWS / 2],
                                      const uint32_t (&f2)[2][R2 / 8], const uint32_t (&f1)[2][2], int u,
                                      uint32_t order) {
 #pragma unroll
     for (int r = 0; r < 2; r++)
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const int row = 64 * u + 8 * j, a = row / R2 % 4, b = row % R2 / 8;
+        for (int j = 0; j < ROWS / 8; j++) {
+            const int row = ROWS * u + 8 * j, a = row / R2 % 4, b = row % R2 / 8;
             const float2 f1_pair = ptx::unpack<HALF>(f1[r][a / 2]),
                          f2_pair = ptx::unpack<HALF>(REFRESH ? __byte_perm(f2[r][b], 0, order) : f2[r][b]);
             const float f1_a = a % 2 ? f1_pair.y : f1_pair.x, even = h[4 * j + 2 * r], odd = h[4 * j + 2 * r + 1];
@@ -196,32 +198,35 @@ __device__ __forceinline__ void fold(float (&q)[2][R2 / 4], float (&p)[2][4], co
         }
 }
 
-/* Y of both parts of z, for columns 64 half .. of b; rows of f1 as fragments straight from memory. */
+/* Y of both parts of z, for columns 64 half .. of b; rows of f1 as fragments straight from memory. Products read a
+ * fragment's registers until they are done: nothing else may be loaded into them before. */
 template <int R2, bool HALF>
 __device__ __forceinline__ void multiply_rows(float (&y)[(R2 < 64 ? R2 : 64) / 2], const uint16_t *const (&f1)[2],
                                               uint32_t z_at, int z_bytes, int rank1, int lane) {
-    constexpr int ROW = R2 < 64 ? 2 * R2 : 128;
+    constexpr int ROW = R2 < 64 ? 2 * R2 : 128, STEPS = 4;
     constexpr uint32_t SWIZZLE = R2 >= 64 ? wgmma::SWIZZLE_128 : R2 == 32 ? wgmma::SWIZZLE_64 : wgmma::SWIZZLE_32;
     const uint64_t coarse = wgmma::describe(z_at, 16, 8 * ROW, SWIZZLE);
     const uint64_t fine = wgmma::describe(z_at + z_bytes, 16, 8 * ROW, SWIZZLE);
-    auto load = [&](uint32_t(&to)[4], int a) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            to[i] = *(const uint32_t *)(f1[i & 1] + a + 8 * (i / 2) + 2 * (lane & 3));
-    };
-    uint32_t next[4];
-    load(next, 0);
 #pragma unroll 1
-    for (int a = 0; a < rank1; a += 16) {
-        uint32_t fragment[4];
+    for (int a_first = 0; a_first < rank1; a_first += 16 * STEPS) {
+        uint32_t fragments[STEPS][4];
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            fragment[i] = next[i];
-        wgmma::fence();
-        wgmma::multiply<HALF, wgmma::MAJOR_N>(y, fragment, coarse + (uint64_t)(a * ROW / 16), a > 0);
-        wgmma::multiply<HALF, wgmma::MAJOR_N>(y, fragment, fine + (uint64_t)(a * ROW / 16), 1);
+        for (int step = 0; step < STEPS; step++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int a = a_first + 16 * step;
+                const uint16_t *from = f1[i & 1] + (a < rank1 ? a : 0) + 8 * (i / 2) + 2 * (lane & 3);
+                fragments[step][i] = *(const uint32_t *)from;
+            }
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            const int a = a_first + 16 * step;
+            if (a >= rank1) continue;
+            wgmma::fence();
+            wgmma::multiply<HALF, wgmma::MAJOR_N>(y, fragments[step], coarse + (uint64_t)(a * ROW / 16), 1);
+            wgmma::multiply<HALF, wgmma::MAJOR_N>(y, fragments[step], fine + (uint64_t)(a * ROW / 16), 1);
+        }
         wgmma::commit();
-        if (a + 16 < rank1) load(next, a + 16);
         wgmma::wait<0>();
         wgmma::settle(y);
     }
@@ -318,7 +323,7 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
                     f1_next[i][r] = *(const uint2 *)(f1_row[r] + a + 4 * i);
         };
         load_f1(0);
-        float h[G::BUFFERS][32];
+        float h[G::BUFFERS][G::ROWS / 2];
 #pragma unroll 1
         for (int a = 0; a < in.rank1; a += G::TURN_A) {
             uint32_t f1[G::TURN_A / 4][2][2];
@@ -333,7 +338,7 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
             uint32_t issued_parity = parity;
             auto issue = [&](int u) {
                 ptx::barrier_wait(full + 8 * issued, issued_parity);
-                multiply_stage<V, HALF>(h[u % G::BUFFERS], x, stages + issued * G::STAGE);
+                multiply_stage<G::ROWS, V, HALF>(h[u % G::BUFFERS], x, stages + issued * G::STAGE);
                 if (++issued == in.stages) issued = 0, issued_parity ^= 1;
             };
             if constexpr (G::BUFFERS == 2) issue(0);
@@ -349,7 +354,7 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
                 wgmma::settle(h[u % G::BUFFERS]);
                 release(reading);
                 if (++reading == in.stages) reading = 0, parity ^= 1;
-                if (64 * u % (4 * R2) == 0) {
+                if (G::ROWS * u % (4 * R2) == 0) {
 #pragma unroll
                     for (int r = 0; r < 2; r++)
 #pragma unroll
@@ -358,11 +363,11 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
                 }
                 uint32_t order = NATURAL;
                 if constexpr (G::REFRESH) order = __float_as_uint(ptx::load_shared_pair(order_at).x);
-                fold<R2, HALF, G::REFRESH>(q, p, h[u % G::BUFFERS], f2, f1[64 * u / (4 * R2)], u, order);
-                if (64 * (u + 1) % (4 * R2) == 0) {
+                fold<R2, G::ROWS, HALF, G::REFRESH>(q, p, h[u % G::BUFFERS], f2, f1[G::ROWS * u / (4 * R2)], u, order);
+                if (G::ROWS * (u + 1) % (4 * R2) == 0) {
 #pragma unroll
                     for (int r = 0; r < 2; r++) {
-                        uint32_t four = (uint32_t)(a / 4 + 64 * u / (4 * R2));
+                        uint32_t four = (uint32_t)(a / 4 + G::ROWS * u / (4 * R2));
                         ptx::store_shared(p_rows + (four * 256 + (16 * warp + lane / 4 + 8 * r) * 4 + quad) * 4,
                                           sum_lanes(p[r], lane));
                     }
