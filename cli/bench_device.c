@@ -8,7 +8,7 @@
 
 #define SAMPLE_SECONDS 2e-3 /* short calls are repeated within a sample until it takes so long */
 #define WARM_SECONDS 50e-3  /* calls before the first sample */
-#define METHOD_SECONDS 3.0  /* of all samples; fewer of long calls */
+#define METHOD_SECONDS 1.0  /* of all samples; fewer of long calls */
 #define MOST_CALLS 1000     /* within a sample or before the first one */
 
 enum { MOST_SAMPLES = 1000 };
