@@ -284,14 +284,17 @@ static hla_status run_many(hla_state *state, const hla_tensor *out, const hla_te
     hla_status status = make_plan(state, out ? tokens : 1, v ? tokens : 0, out && v);
     if (status == HLA_OK) status = grow_workspace(state, state->plan->workspace);
     if (status != HLA_OK) return status;
-    const hla_hadamard_call call = {
-        .context = state->context,
-        .problem = &state->plan->problem,
-        .threads = state->plan->threads,
-        .out = out,
-        .final_state = v ? state->data : NULL,
-        .in = {.q_features = q_features, .k_features = k_features, .v = v, .initial_state = state->data},
-        .workspace = state->workspace};
+    const hla_tensor absent[HLA_MAX_FACTORS] = {0}; /* of a call that only appends, or only asks */
+    const hla_hadamard_call call = {.context = state->context,
+                                    .problem = &state->plan->problem,
+                                    .threads = state->plan->threads,
+                                    .out = out,
+                                    .final_state = v ? state->data : NULL,
+                                    .in = {.q_features = q_features ? q_features : absent,
+                                           .k_features = k_features ? k_features : absent,
+                                           .v = v ? v : absent,
+                                           .initial_state = state->data},
+                                    .workspace = state->workspace};
     return state->plan->entry->run(&call);
 }
 

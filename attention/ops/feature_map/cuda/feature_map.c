@@ -94,6 +94,15 @@ static hla_status run_backward(const hla_feature_map_call *call) {
                           "cannot start the gradients of a feature map");
 }
 
+static hla_status run_mma_backward(const hla_feature_map_call *call) {
+    hla_status status = check_widths(call, true);
+    if (status != HLA_OK) return status;
+    const hla_cuda_map map = map_of(call);
+    if (!hla_cuda_map_mma_takes_backward(&map)) return run_backward(call);
+    return hla_cuda_check(call->context, hla_cuda_map_mma_backward(&map, call->context->stream),
+                          "cannot start the gradients of a feature map");
+}
+
 const hla_feature_map_entry hla_cuda_feature_map_float32 = {
     .kernel = {.name = "float32", .isa = HLA_ISA_CUDA, .capability = HLA_CUDA_LEAST_CAPABILITY},
     .measure = measure,
@@ -107,5 +116,5 @@ const hla_feature_map_entry hla_cuda_feature_map_mma = {
     .measure = measure,
     .run = run_mma,
     .measure_backward = measure_backward,
-    .run_backward = run_backward,
+    .run_backward = run_mma_backward,
 };

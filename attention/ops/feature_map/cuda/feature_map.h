@@ -45,6 +45,10 @@ int hla_cuda_map_finish_backward(const hla_cuda_map *map, void *stream);
 bool hla_cuda_map_mma_takes(const hla_cuda_map *map);
 int hla_cuda_map_mma_forward(const hla_cuda_map *map, void *stream);
 
+/* The same of the gradients, without a hidden layer, R at most 64. */
+bool hla_cuda_map_mma_takes_backward(const hla_cuda_map *map);
+int hla_cuda_map_mma_backward(const hla_cuda_map *map, void *stream);
+
 #ifdef __cplusplus
 }
 #endif
