@@ -62,6 +62,9 @@ typedef struct hla_feature_map_weights {
     const float *hidden_bias;   /* c [H,D], or NULL */
 } hla_feature_map_weights;
 
+/* Tensors, weights, their gradients and the table of RoPE are memory of the context's device. A GPU takes problems a
+ * token of which fits into a multiprocessor's memory (4 dim + 2 rank up to 22,900), else HLA_ERROR_UNSUPPORTED. */
+
 /* out [B,T,H,R], x [B,T,H,D]; both of problem.dtype, any strides, owned by the caller. The result does not depend on
  * the number of threads, bit for bit. out must not overlap x. On an error nothing has been written. */
 HLA_API hla_status hla_feature_map_forward(hla_context *context, const hla_feature_map_problem *problem,

@@ -24,6 +24,11 @@
  * checks its arguments first: after an error the state and the outputs are as before, and hla_context_error of the
  * state's context says why. A NULL state is HLA_ERROR_ARGUMENT. Results have the same bits for any number of threads.
  * One state, like its context, is for one thread at a time.
+ *
+ * With a context on a GPU the state lies in its memory, tensors too, and calls queue their work on the context's
+ * stream; gammas stay in host memory. What creates, clones, saves or loads a state waits for the GPU, and so does a call with
+ * more tokens than all before, which may allocate; a step of one token does neither and may be captured into a CUDA
+ * graph. The context stays on that GPU as long as the state is used.
  */
 #ifndef HLA_STATE_H
 #define HLA_STATE_H
@@ -62,8 +67,8 @@ HLA_API hla_status hla_state_step(hla_state *state, const hla_tensor *out, const
 HLA_API hla_status hla_state_reset(hla_state *state);
 
 /* Adds the tokens of `from`, a different state of equal batch, kv_heads, value_dim, factors and ranks (else
- * HLA_ERROR_ARGUMENT), which stays as it is. The sum of the states of disjoint sets of tokens is that of their union.
- */
+ * HLA_ERROR_ARGUMENT) and on the same device, which stays as it is. The sum of the states of disjoint sets of tokens is
+ * that of their union. */
 HLA_API hla_status hla_state_merge(hla_state *state, const hla_state *from);
 
 /* Multiplies the state by gamma, 0 to 1: tokens so far count that much less. */
@@ -72,16 +77,17 @@ HLA_API hla_status hla_state_decay(hla_state *state, float gamma);
 /* The same with a number for each key head, gamma [Hkv]. */
 HLA_API hla_status hla_state_decay_heads(hla_state *state, const float *gamma);
 
-/* *clone is a new state with the same problem, tokens and numbers, of a context that may be another thread's; neither
- * depends on the other afterwards. On an error (recorded in context) *clone is NULL. */
+/* *clone is a new state with the same problem, tokens and numbers, of a context that may be another thread's or of
+ * another device; neither depends on the other afterwards. On an error (recorded in context) *clone is NULL. */
 HLA_API hla_status hla_state_clone(hla_context *context, const hla_state *state, hla_state **clone);
 
 /* How many tokens of each batch entry were appended (and merged in) since the state was empty; 0 for NULL. For
  * information: no result depends on it. */
 HLA_API int64_t hla_state_tokens(const hla_state *state);
 
-/* The state itself, float32 [B,Hkv,R,V+1], *count numbers (count may be NULL), valid until hla_state_free. It may be
- * written between calls, e.g. by the all-reduce that adds the states of several machines; NULL for NULL. */
+/* The state itself, float32 [B,Hkv,R,V+1], *count numbers (count may be NULL), valid until hla_state_free; on a GPU a
+ * pointer to its memory. It may be written between calls (there in the order of the context's stream), e.g. by the
+ * all-reduce that adds the states of several machines; NULL for NULL. */
 HLA_API float *hla_state_data(hla_state *state, size_t *count);
 
 /* Sets what hla_state_tokens returns, for who wrote the data: at least 0. */
