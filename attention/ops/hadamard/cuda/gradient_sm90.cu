@@ -26,11 +26,10 @@ constexpr int PAIR = 2; /* blocks of a cluster */
 constexpr int SHARED_LIMIT = 232448;
 constexpr int MOST_STAGES = 12;
 constexpr int BARRIERS = 2 * MOST_STAGES + 4;
-enum : uint32_t { NATURAL = 0x3210 }; /* order of bytes */
 
-constexpr int groups_of(int64_t rank2) {
-    return rank2 == 128 ? 2 : 3; /* warpgroups that compute: 240 or 160 registers a thread */
-}
+constexpr int GROUPS = 2; /* warpgroups that compute, 240 registers a thread */
+constexpr int THREADS = 128 * (GROUPS + 1);
+constexpr int TILE = 64 * GROUPS; /* tokens of a block */
 
 struct arguments {
     CUtensorMap s, z;
@@ -42,20 +41,14 @@ struct arguments {
 };
 
 template <int R2, int V> struct sizes {
-    static constexpr int GROUPS = groups_of(R2);
-    static constexpr int THREADS = 128 * (GROUPS + 1);
-    static constexpr int TILE = 64 * GROUPS;   /* tokens of a block */
-    static constexpr int ROWS = 64;            /* of S, a stage */
-    static constexpr int STAGE = ROWS * V * 2; /* bytes */
-    static constexpr int SHARE = STAGE / PAIR; /* that a block brings */
-    static constexpr int SHARE_ROWS = V == 128 ? ROWS : ROWS / PAIR;
-    static constexpr int WIDTH = R2 < 64 ? R2 : 64; /* columns of a tile of z */
+    static constexpr int ROWS = R2 == 128 ? 128 : 256; /* of S at a time: H of a warpgroup is 64 x ROWS */
+    static constexpr int STAGE = ROWS * 64 * 2;        /* bytes: 64 columns of them */
+    static constexpr int SHARE_ROWS = ROWS / PAIR, SHARE = STAGE / PAIR; /* that a block brings */
+    static constexpr int WIDTH = R2 < 64 ? R2 : 64;                      /* columns of a tile of z */
     static constexpr int HALVES = R2 / WIDTH;
-    static constexpr int ROW = 2 * WIDTH;                           /* bytes */
-    static constexpr int TURN_A = R2 == 16 ? 16 : R2 == 32 ? 8 : 4; /* values of a in one turn of the main loop */
-    static constexpr int TURN = TURN_A * R2 / ROWS;                 /* stages of a turn */
-    static constexpr int BUFFERS = R2 == 64 && V == 128 ? 1 : 2;    /* of H */
-    static constexpr bool REFRESH = R2 >= 64;                       /* see fold */
+    static constexpr int ROW = 2 * WIDTH;                    /* bytes */
+    static constexpr int STAGE_A = ROWS / R2;                /* values of a in a stage */
+    static constexpr int STEP_A = STAGE_A < 4 ? 4 : STAGE_A; /* and in a turn of the main loop */
 };
 
 __device__ __forceinline__ int64_t row_offset(const hla_cuda_view &view, int64_t b, int64_t t, int64_t h) {
@@ -125,15 +118,14 @@ __device__ __forceinline__ void load_states(const arguments &in, uint32_t stages
     int filling = 0, z_filling = 0;
     uint32_t parity = 1, z_parity = 1;
     for (int item = blockIdx.x / PAIR; item < in.items; item += gridDim.x / PAIR) {
-        const int64_t state = place_of(in.call.side, in.key_heads, item, PAIR * G::TILE).state;
+        const int64_t state = place_of(in.call.side, in.key_heads, item, PAIR * TILE).state;
 #pragma unroll 1
-        for (int row = 0; row < rank; row += G::ROWS) {
+        for (int i = 0; i < rank / G::ROWS * (V / 64); i++) {
             ptx::barrier_wait(empty + 8 * filling, parity);
             uint32_t barrier = full + 8 * filling;
             ptx::barrier_expect(barrier, G::STAGE);
-            int first = (int)(state * rank) + row;
-            copy_rows_to_pair(stages + filling * G::STAGE + block * G::SHARE, &in.s, barrier, V == 128 ? 64 * block : 0,
-                              V == 128 ? first : first + G::SHARE_ROWS * block);
+            copy_rows_to_pair(stages + filling * G::STAGE + block * G::SHARE, &in.s, barrier, i % (V / 64) * 64,
+                              (int)(state * rank) + i / (V / 64) * G::ROWS + G::SHARE_ROWS * block);
             if (++filling == in.stages) filling = 0, parity ^= 1;
         }
         if (!with_z) continue;
@@ -164,38 +156,39 @@ __device__ __forceinline__ float sum_lanes(float value) {
     return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
 
-/* H for 64 rows of S. */
-template <int ROWS, int V, bool HALF>
-__device__ __forceinline__ void multiply_stage(float (&h)[ROWS / 2], const uint32_t (&x)[V / 16][4],
-                                               uint32_t stage_at) {
+/* Adds a stage's share to H: 64 of the columns that are summed over. */
+template <int ROWS, bool HALF>
+__device__ __forceinline__ void multiply_stage(float (&h)[ROWS / 2], const uint32_t (*x)[4], uint32_t stage_at,
+                                               bool first) {
     const uint64_t s = wgmma::describe(stage_at, 16, 1024, wgmma::SWIZZLE_128);
-    wgmma::fence();
 #pragma unroll
-    for (int step = 0; step < V / 16; step++)
-        wgmma::multiply<HALF, wgmma::MAJOR_K>(h, x[step], s + (uint64_t)(step / 4 * ROWS * 8 + step % 4 * 2), step > 0);
+    for (int step = 0; step < 4; step++)
+        wgmma::multiply<HALF, wgmma::MAJOR_K>(h, x[step], s + (uint64_t)(step * 2), !first || step > 0);
     wgmma::commit();
 }
 
-/* Folds H of stage `u` of a turn: row r of the turn is a = r / R2, b = r % R2. p: of the four values of a at hand.
- * REFRESH: f2 is unpacked each time, behind a byte order that only memory knows; the compiler would keep it unpacked,
- * for which there are too few registers. */
-template <int R2, int ROWS, bool HALF, bool REFRESH>
-__device__ __forceinline__ void fold(float (&q)[2][R2 / 4], float (&p)[2][4], const float (&h)[ROWS / 2],
-                                     const uint32_t (&f2)[2][R2 / 8], const uint32_t (&f1)[2][2], int u,
-                                     uint32_t order) {
+/* Folds H of a stage for row r of the fragments: its columns are (a, b), A values of a from the stage's first. f1, f2:
+ * pairs of the token's features; p: P of those a, as sums over this lane's values of b. */
+template <int R2, int A, bool HALF>
+__device__ __forceinline__ void fold(float (&q)[R2 / 4], float (&p)[A], const float (&h)[A * R2 / 2],
+                                     const uint32_t (&f2)[R2 / 8], const uint32_t (&f1)[(A + 1) / 2], int r) {
 #pragma unroll
-    for (int r = 0; r < 2; r++)
+    for (int a = 0; a < A; a++)
+        p[a] = 0;
 #pragma unroll
-        for (int j = 0; j < ROWS / 8; j++) {
-            const int row = ROWS * u + 8 * j, a = row / R2 % 4, b = row % R2 / 8;
-            const float2 f1_pair = ptx::unpack<HALF>(f1[r][a / 2]),
-                         f2_pair = ptx::unpack<HALF>(REFRESH ? __byte_perm(f2[r][b], 0, order) : f2[r][b]);
-            const float f1_a = a % 2 ? f1_pair.y : f1_pair.x, even = h[4 * j + 2 * r], odd = h[4 * j + 2 * r + 1];
-            q[r][2 * b] = fmaf(f1_a, even, q[r][2 * b]);
-            q[r][2 * b + 1] = fmaf(f1_a, odd, q[r][2 * b + 1]);
-            p[r][a] = fmaf(f2_pair.x, even, p[r][a]);
-            p[r][a] = fmaf(f2_pair.y, odd, p[r][a]);
+    for (int b = 0; b < R2 / 8; b++) {
+        const float2 f2_pair = ptx::unpack<HALF>(f2[b]);
+#pragma unroll
+        for (int a = 0; a < A; a++) {
+            const float2 f1_pair = ptx::unpack<HALF>(f1[a / 2]);
+            const float f1_a = a % 2 ? f1_pair.y : f1_pair.x;
+            const float even = h[4 * (a * R2 / 8 + b) + 2 * r], odd = h[4 * (a * R2 / 8 + b) + 2 * r + 1];
+            q[2 * b] = fmaf(f1_a, even, q[2 * b]);
+            q[2 * b + 1] = fmaf(f1_a, odd, q[2 * b + 1]);
+            p[a] = fmaf(f2_pair.x, even, p[a]);
+            p[a] = fmaf(f2_pair.y, odd, p[a]);
         }
+    }
 }
 
 /* Y of both parts of z, for columns 64 half .. of b; rows of f1 as fragments straight from memory. Products read a
@@ -263,14 +256,14 @@ __device__ __forceinline__ void ask_for(const void *address) {
 
 template <int R2, int V, bool HALF>
 __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, uint32_t z, uint32_t p_at, uint32_t full,
-                                         uint32_t empty, uint32_t z_full, uint32_t z_empty, uint32_t order_at,
-                                         int warpgroup, int warp, int lane) {
+                                         uint32_t empty, uint32_t z_full, uint32_t z_empty, int warpgroup, int warp,
+                                         int lane) {
     using G = sizes<R2, V>;
     const hla_hopper_side &side = in.call.side;
     const hla_gradient_mode mode = in.call.mode;
     const uint32_t block = rank_in_pair();
     const int quad = lane & 3;
-    const int row0 = ((int)block * G::GROUPS + warpgroup) * 64 + 16 * warp + lane / 4; /* and row0 + 8, of a unit */
+    const int row0 = ((int)block * GROUPS + warpgroup) * 64 + 16 * warp + lane / 4; /* and row0 + 8, of a unit */
     const uint32_t p_rows = p_at + (uint32_t)(warpgroup * in.rank1 * 64 * 4);
     int reading = 0, z_reading = 0;
     uint32_t parity = 0, z_parity = 0;
@@ -280,7 +273,7 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
     for (int item = blockIdx.x / PAIR; item < in.items; item += gridDim.x / PAIR) {
         const uint16_t *f1_row[2];
         uint32_t x[V / 16][4], f2[2][R2 / 8];
-        const place begin = place_of(side, in.key_heads, item, PAIR * G::TILE);
+        const place begin = place_of(side, in.key_heads, item, PAIR * TILE);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             int64_t token = row0 + 8 * r; /* tokens beyond the last one read that */
@@ -300,7 +293,7 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
                 f2[r][j] = *(const uint32_t *)(f2_row + 8 * j + 2 * quad);
         }
         if (item + gridDim.x / PAIR < in.items) { /* what the next tile will read */
-            const place next = place_of(side, in.key_heads, item + gridDim.x / PAIR, PAIR * G::TILE);
+            const place next = place_of(side, in.key_heads, item + gridDim.x / PAIR, PAIR * TILE);
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 int64_t t = next.first + (row0 + 8 * r < next.count ? row0 + 8 * r : next.count - 1);
@@ -314,68 +307,57 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
 #pragma unroll
             for (int i = 0; i < R2 / 4; i++)
                 q[r][i] = 0;
-        uint2 f1_next[G::TURN_A / 4][2];
-        auto load_f1 = [&](int a) {
-#pragma unroll
-            for (int i = 0; i < G::TURN_A / 4; i++)
-#pragma unroll
-                for (int r = 0; r < 2; r++)
-                    f1_next[i][r] = *(const uint2 *)(f1_row[r] + a + 4 * i);
-        };
-        load_f1(0);
-        float h[G::BUFFERS][G::ROWS / 2];
+        float h[G::ROWS / 2];
 #pragma unroll 1
-        for (int a = 0; a < in.rank1; a += G::TURN_A) {
-            uint32_t f1[G::TURN_A / 4][2][2];
+        for (int a_first = 0; a_first < in.rank1; a_first += G::STEP_A) {
+            float p[2][G::STEP_A] = {};
+#pragma unroll 1
+            for (int a = a_first; a < a_first + G::STEP_A; a += G::STAGE_A) {
+                int using_stage = reading;
+                uint32_t using_parity = parity;
+                wgmma::fence();
 #pragma unroll
-            for (int i = 0; i < G::TURN_A / 4; i++)
+                for (int i = 0; i < V / 64; i++) {
+                    ptx::barrier_wait(full + 8 * using_stage, using_parity);
+                    multiply_stage<G::ROWS, HALF>(h, x + 4 * i, stages + using_stage * G::STAGE, i == 0);
+                    if (++using_stage == in.stages) using_stage = 0, using_parity ^= 1;
+                }
+                uint32_t f1[2][(G::STAGE_A + 1) / 2];
 #pragma unroll
                 for (int r = 0; r < 2; r++)
-                    f1[i][r][0] = f1_next[i][r].x, f1[i][r][1] = f1_next[i][r].y;
-            if (a + G::TURN_A < in.rank1) load_f1(a + G::TURN_A);
-            float p[2][4];
-            int issued = reading; /* stage that the next product reads */
-            uint32_t issued_parity = parity;
-            auto issue = [&](int u) {
-                ptx::barrier_wait(full + 8 * issued, issued_parity);
-                multiply_stage<G::ROWS, V, HALF>(h[u % G::BUFFERS], x, stages + issued * G::STAGE);
-                if (++issued == in.stages) issued = 0, issued_parity ^= 1;
-            };
-            if constexpr (G::BUFFERS == 2) issue(0);
 #pragma unroll
-            for (int u = 0; u < G::TURN; u++) {
-                if constexpr (G::BUFFERS == 1) issue(u);
-                if (G::BUFFERS == 2 && u + 1 < G::TURN) {
-                    issue(u + 1);
+                    for (int i = 0; i < (G::STAGE_A + 1) / 2; i++)
+                        f1[r][i] = G::STAGE_A == 1 ? f1_row[r][a] : *(const uint32_t *)(f1_row[r] + a + 2 * i);
+                if constexpr (V == 128) {
                     wgmma::wait<1>();
-                } else {
-                    wgmma::wait<0>();
+                    release(reading);
+                    if (++reading == in.stages) reading = 0, parity ^= 1;
                 }
-                wgmma::settle(h[u % G::BUFFERS]);
+                wgmma::wait<0>();
                 release(reading);
                 if (++reading == in.stages) reading = 0, parity ^= 1;
-                if (G::ROWS * u % (4 * R2) == 0) {
+                wgmma::settle(h);
 #pragma unroll
-                    for (int r = 0; r < 2; r++)
+                for (int r = 0; r < 2; r++) {
+                    float part[G::STAGE_A];
+                    fold<R2, G::STAGE_A, HALF>(q[r], part, h, f2[r], f1[r], r);
 #pragma unroll
-                        for (int i = 0; i < 4; i++)
-                            p[r][i] = 0;
-                }
-                uint32_t order = NATURAL;
-                if constexpr (G::REFRESH) order = __float_as_uint(ptx::load_shared_pair(order_at).x);
-                fold<R2, G::ROWS, HALF, G::REFRESH>(q, p, h[u % G::BUFFERS], f2, f1[G::ROWS * u / (4 * R2)], u, order);
-                if (G::ROWS * (u + 1) % (4 * R2) == 0) {
-#pragma unroll
-                    for (int r = 0; r < 2; r++) {
-                        uint32_t four = (uint32_t)(a / 4 + G::ROWS * u / (4 * R2));
-                        ptx::store_shared(p_rows + (four * 256 + (16 * warp + lane / 4 + 8 * r) * 4 + quad) * 4,
-                                          sum_lanes(p[r], lane));
-                    }
+                    for (int i = 0; i < G::STEP_A; i++) /* the last STAGE_A are new, those before move up */
+                        p[r][i] = i + G::STAGE_A < G::STEP_A ? p[r][i + G::STAGE_A] : part[i + G::STAGE_A - G::STEP_A];
                 }
             }
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+#pragma unroll
+                for (int i = 0; i < G::STEP_A; i += 4) {
+                    const float four[4] = {p[r][i], p[r][i + 1], p[r][i + 2], p[r][i + 3]};
+                    ptx::store_shared(
+                        p_rows + ((uint32_t)(a_first + i) * 64 + (16 * warp + lane / 4 + 8 * r) * 4 + quad) * 4,
+                        sum_lanes(four, lane));
+                }
         }
         __syncwarp();
-        const place at = place_of(side, in.key_heads, again(item), PAIR * G::TILE);
+        const place at = place_of(side, in.key_heads, again(item), PAIR * TILE);
         const bool with_z = mode != HLA_GRADIENT_PLAIN;
         const uint32_t z_at = z + 2 * in.z_bytes * z_reading;
         float w[2] = {in.call.scale, in.call.scale}, s[2] = {-1, -1};
@@ -457,37 +439,36 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
 }
 
 template <int R2, int V, bool HALF>
-__global__ __launch_bounds__(sizes<R2, V>::THREADS, 1) void gradient(const __grid_constant__ arguments in) {
+__global__ __launch_bounds__(THREADS, 1) void gradient(const __grid_constant__ arguments in) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using G = sizes<R2, V>;
     extern __shared__ uint8_t memory[];
     const uint32_t stages = (ptx::shared_address(memory) + 1023u) & ~1023u;
     const uint32_t z = stages + in.stages * G::STAGE, p = z + 2 * in.z_bytes * in.z_stages;
-    const uint32_t full = p + (uint32_t)(in.rank1 * G::TILE * 4), empty = full + 8 * MOST_STAGES;
+    const uint32_t full = p + (uint32_t)(in.rank1 * TILE * 4), empty = full + 8 * MOST_STAGES;
     const uint32_t z_full = empty + 8 * MOST_STAGES, z_empty = z_full + 16;
     const int warp = __shfl_sync(0xffffffffu, (int)(threadIdx.x >> 5), 0), lane = threadIdx.x & 31;
     if (threadIdx.x == 0) {
         for (int i = 0; i < in.stages; i++) {
             ptx::barrier_init(full + 8 * i, 1);
-            ptx::barrier_init(empty + 8 * i, PAIR * G::GROUPS * 4);
+            ptx::barrier_init(empty + 8 * i, PAIR * GROUPS * 4);
         }
         for (int i = 0; i < in.z_stages; i++) {
             ptx::barrier_init(z_full + 8 * i, 1);
-            ptx::barrier_init(z_empty + 8 * i, G::GROUPS * 4);
+            ptx::barrier_init(z_empty + 8 * i, GROUPS * 4);
         }
         ptx::barrier_init_fence();
-        ptx::store_shared(z_empty + 16, __uint_as_float(NATURAL));
     }
     __syncthreads();
     meet_pair();
     ptx::wait_for_previous_kernel();
-    if (warp >= 4 * G::GROUPS) {
-        ptx::give_registers<G::GROUPS == 3 ? 32 : 24>();
-        if (warp == 4 * G::GROUPS && lane == 0) load_states<R2, V>(in, stages, z, full, empty, z_full, z_empty);
+    if (warp >= 4 * GROUPS) {
+        ptx::give_registers<24>();
+        if (warp == 4 * GROUPS && lane == 0) load_states<R2, V>(in, stages, z, full, empty, z_full, z_empty);
         __syncwarp();
     } else {
-        ptx::take_registers<G::GROUPS == 3 ? 160 : 240>();
-        contract<R2, V, HALF>(in, stages, z, p, full, empty, z_full, z_empty, z_empty + 16, warp / 4, warp % 4, lane);
+        ptx::take_registers<240>();
+        contract<R2, V, HALF>(in, stages, z, p, full, empty, z_full, z_empty, warp / 4, warp % 4, lane);
     }
     meet_pair(); /* neither block leaves while the other may still write to it */
 #endif
@@ -516,7 +497,7 @@ template <int R2, int V, bool HALF> int launch(const hla_hopper_shape *shape, ar
     const int z_rows = rank1 < 32 ? 32 : rank1; /* products take 32 at a time */
     in.z_bytes = z_rows * R2 * 2;
     in.z_stages = 2 * in.z_bytes <= 4096 ? 2 : 1;
-    const int rest = 1024 + 2 * in.z_bytes * in.z_stages + rank1 * G::TILE * 4 + 8 * BARRIERS + 16;
+    const int rest = 1024 + 2 * in.z_bytes * in.z_stages + rank1 * TILE * 4 + 8 * BARRIERS;
     in.stages = (SHARED_LIMIT - rest) / G::STAGE;
     if (in.stages > MOST_STAGES) in.stages = MOST_STAGES;
     const int shared = rest + in.stages * G::STAGE;
@@ -535,7 +516,7 @@ template <int R2, int V, bool HALF> int launch(const hla_hopper_shape *shape, ar
     attributes[1].val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((unsigned)(PAIR * pairs));
-    config.blockDim = dim3(G::THREADS);
+    config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = (size_t)shared;
     config.stream = stream;
     config.attrs = attributes, config.numAttrs = 2;
@@ -551,7 +532,8 @@ template <int R2> int launch_of_shape(const hla_hopper_shape *shape, arguments &
 } // namespace
 
 extern "C" int64_t hla_gradient_unit(const hla_hopper_shape *shape) {
-    return PAIR * 64 * groups_of(shape->rank2);
+    (void)shape;
+    return PAIR * TILE;
 }
 
 extern "C" int hla_gradient(const hla_hopper_shape *shape, const hla_gradient_call *call, void *stream) {

@@ -48,12 +48,18 @@ template <int COUNT> __device__ __forceinline__ void settle(float (&d)[COUNT]) {
 #define HLA_D16(i) HLA_D8(i), HLA_D8(i + 8)
 #define HLA_D32(i) HLA_D16(i), HLA_D16(i + 16)
 #define HLA_D64(i) HLA_D32(i), HLA_D32(i + 32)
+#define HLA_D128(i) HLA_D64(i), HLA_D64(i + 64)
 #define HLA_N8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define HLA_N16 HLA_N8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define HLA_N32 HLA_N16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define HLA_N64                                                                                                        \
     HLA_N32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "   \
             "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define HLA_N128                                                                                                       \
+    HLA_N64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"                         \
+            ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"                         \
+            ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"             \
+            ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 /* A in registers. add: 0 for D = A B, else D += A B. */
 #define HLA_DEFINE_FROM_REGISTERS(N, COUNT, A0, A1, A2, A3, B, ADD, MAJOR_AT)                                          \
@@ -73,11 +79,12 @@ template <int COUNT> __device__ __forceinline__ void settle(float (&d)[COUNT]) {
                          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(MAJOR));                  \
     }
 
-/* D[64 x 16], [64 x 32], [64 x 64], [64 x 128], by the length of d */
+/* D[64 x 16], [64 x 32], [64 x 64], [64 x 128], [64 x 256], by the length of d */
 HLA_DEFINE_FROM_REGISTERS(16, 8, "8", "9", "10", "11", "12", "13", "14")
 HLA_DEFINE_FROM_REGISTERS(32, 16, "16", "17", "18", "19", "20", "21", "22")
 HLA_DEFINE_FROM_REGISTERS(64, 32, "32", "33", "34", "35", "36", "37", "38")
 HLA_DEFINE_FROM_REGISTERS(128, 64, "64", "65", "66", "67", "68", "69", "70")
+HLA_DEFINE_FROM_REGISTERS(256, 128, "128", "129", "130", "131", "132", "133", "134")
 
 /* D[64 x 16] += A B, both in shared memory with tokens, the summed axis, not contiguous. */
 template <bool HALF> __device__ __forceinline__ void multiply_tokens(float (&d)[8], uint64_t a, uint64_t b) {
@@ -99,10 +106,12 @@ template <bool HALF> __device__ __forceinline__ void multiply_tokens(float (&d)[
 #undef HLA_D16
 #undef HLA_D32
 #undef HLA_D64
+#undef HLA_D128
 #undef HLA_N8
 #undef HLA_N16
 #undef HLA_N32
 #undef HLA_N64
+#undef HLA_N128
 
 } // namespace wgmma
 
