@@ -91,11 +91,6 @@ __device__ inline void sum_tile(long_tile &tile, query_shared &shared, const hla
     join_last(shared.last, tile);
 }
 
-/* 1 / (d + epsilon), or 0 where that is no number */
-__device__ inline float inverse(float d, float epsilon) {
-    return d + epsilon != 0 ? 1 / (d + epsilon) : 0;
-}
-
 template <class T>
 __device__ inline void store_rows(const hla_general_query &query, const query_shared &shared, const long_tile &tile,
                                   const place &at, int64_t limit, int64_t x) {
@@ -150,10 +145,11 @@ __device__ inline void store_weights(const hla_general_query &query, const query
         for (int lane = 1; lane < TILE / COLUMNS; lane *= 2)
             sum += __shfl_xor_sync(0xffffffffu, sum, lane);
         int64_t token = at.token + own_row() + i;
-        float w = inverse(shared.last[own_row() + i], query.epsilon);
+        float denominator = shared.last[own_row() + i] + query.epsilon;
+        float w = denominator != 0 ? 1 / denominator : 0, product = denominator != 0 ? sum / denominator : 0;
         if (own_column() == 0 && token < own.count) {
             weights[2 * token] = w;
-            weights[2 * token + 1] = -w * (w * sum);
+            weights[2 * token + 1] = -w * product; /* w's own error is that of both numbers */
         }
     }
 }
