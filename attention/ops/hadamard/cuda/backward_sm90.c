@@ -133,7 +133,7 @@ static hla_status query_gradients(const backward_memory *memory, const hla_hadam
 /* z of the queries' state: the sum of features times -w s, or nothing. */
 static hla_status build_query_z(const backward_memory *memory, const hla_hadamard_call *call) {
     const hla_hadamard_problem *problem = call->problem;
-    if (!problem->normalised) {
+    if (!problem->normalised) { /* nobody reads it, but numbers are numbers */
         size_t size = (size_t)(state_count(problem) * hla_hadamard_state_rank(problem)) * sizeof(float);
         cudaError_t error = cudaMemsetAsync(memory->z, 0, size, (cudaStream_t)call->context->stream);
         return hla_cuda_check(call->context, (int)error, "cannot clear the denominators' state");
@@ -165,7 +165,6 @@ static hla_status build_query_state(const backward_memory *memory, const hla_had
     hla_hopper_shape shape = query_state_shape(call);
     hla_hopper_side queries = hla_hopper_queries(call, &memory->forward.spans, call->out, HLA_HOPPER_CHUNK);
     hla_hopper_state state = memory->forward.state;
-    state.initial = call->d_final_state, state.final = call->gradients.d_initial_state;
     state.weight = call->problem->normalised ? memory->weight : NULL;
     state.z_given = memory->z;
     return hla_cuda_check(call->context, hla_hopper_build(&shape, &queries, &state, call->context->stream),
@@ -177,7 +176,6 @@ static hla_status key_gradients(const backward_memory *memory, const hla_hadamar
     hla_hopper_shape shape = query_state_shape(call);
     const hla_hopper_state *state = &memory->forward.state;
     float scale = query_state_scale(call);
-    bool with_z = problem->normalised || call->d_final_state;
     const hla_gradient_call gradient = {
         .side = gradient_side(memory, call, true, hla_gradient_unit(&shape)),
         .d1 = hla_cuda_view_of(&call->gradients.dk_features[0]),
@@ -185,7 +183,7 @@ static hla_status key_gradients(const backward_memory *memory, const hla_hadamar
         .states = state->states,
         .s = state->s,
         .z_split = state->z_split,
-        .mode = with_z ? HLA_GRADIENT_KEYS : HLA_GRADIENT_PLAIN,
+        .mode = problem->normalised ? HLA_GRADIENT_KEYS : HLA_GRADIENT_PLAIN,
         .scale = scale / shape.sigma,
         .clear_after = call->in.key_lengths != NULL,
     };
@@ -198,14 +196,8 @@ static hla_status key_gradients(const backward_memory *memory, const hla_hadamar
                           "cannot compute the values' gradients");
 }
 
-/* Gradients of states are summed as they are, without the scales of float16 and of un-normalised attention. */
-static bool scaled_states(const hla_hadamard_call *call) {
-    bool states = call->d_final_state || call->gradients.d_initial_state;
-    return states && (call->problem->dtype == HLA_F16 || query_state_scale(call) != 1.0F);
-}
-
 static hla_status run(const hla_hadamard_call *call) {
-    if (!hla_hopper_takes_call(call, true) || scaled_states(call)) return hla_cuda_hadamard_general_run_backward(call);
+    if (!hla_hopper_takes_call(call, true)) return hla_cuda_hadamard_general_run_backward(call);
     backward_memory memory;
     hla_arena arena = {.base = call->workspace};
     take(&memory, &arena, call->problem, call->threads);

@@ -115,12 +115,22 @@ __device__ __forceinline__ void copy_chunk(const arguments &in, uint32_t stage, 
 
 /* ---- in shared memory ---- */
 
-/* Stores two numbers, each as a sum of two bfloat16 numbers. */
-__device__ __forceinline__ void store_split(char *coarse, char *fine, float low, float high) {
-    const uint32_t pair = ptx::pack<false>(low, high);
-    const float2 rounded = ptx::unpack<false>(pair);
-    *(uint32_t *)coarse = pair;
-    *(uint32_t *)fine = ptx::pack<false>(low - rounded.x, high - rounded.y);
+__device__ __forceinline__ uint32_t &word(uint4 &eight, int i) {
+    return i == 0 ? eight.x : i == 1 ? eight.y : i == 2 ? eight.z : eight.w;
+}
+
+/* Eight numbers times a factor, each as a sum of two bfloat16 numbers. */
+template <bool HALF> __device__ __forceinline__ void split(char *coarse, char *fine, uint4 eight, float factor) {
+    uint4 high, low;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 pair = ptx::unpack<HALF>(word(eight, i));
+        pair.x *= factor, pair.y *= factor;
+        word(high, i) = ptx::pack<false>(pair.x, pair.y);
+        const float2 rounded = ptx::unpack<false>(word(high, i));
+        word(low, i) = ptx::pack<false>(pair.x - rounded.x, pair.y - rounded.y);
+    }
+    *(uint4 *)coarse = high, *(uint4 *)fine = low;
 }
 
 /* c f1 of a chunk, zero where there is no such a. */
@@ -129,30 +139,30 @@ __device__ __forceinline__ void split_rows(const arguments &in, char *memory, co
     using G = sizes<R2, HALF>;
     const hla_gram_call &call = in.call;
     const int inner = (int)call.rank1_inner, rows = (int)call.rank1 * inner - a_first;
-    for (int i = (int)threadIdx.x; i < CHUNK * ROWS / 2; i += THREADS) {
-        const int t = i / (ROWS / 2), a = i % (ROWS / 2) * 2;
-        float2 value = make_float2(0, 0);
+#pragma unroll
+    for (int i = 0; i < CHUNK * ROWS / 8 / THREADS; i++) {
+        const int t = (i * THREADS + (int)threadIdx.x) / (ROWS / 8), a = (int)threadIdx.x % (ROWS / 8) * 8;
         const uint16_t *f1 = (const uint16_t *)(stage + G::F1) + t * tile<ROWS>::STRIDE;
-        if (a < rows && call.f1_inner.data) { /* inner is even: both have the same number of the first feature */
+        float factor = call.c ? *(const float *)(stage + G::C + 4 * t) : 1.0f;
+        uint4 eight = make_uint4(0, 0, 0, 0);
+        if (a < rows && inner > 1) { /* 8 or 16: eight values of a share the first feature */
             const uint16_t *second = (const uint16_t *)(stage + G::INNER_AT) + t * tile<INNER>::STRIDE;
-            const float first = ptx::unpack<HALF>(f1[(a_first + a) / inner]).x;
-            value = ptx::unpack<HALF>(*(const uint32_t *)(second + (a_first + a) % inner));
-            value.x *= first, value.y *= first;
+            factor *= ptx::unpack<HALF>(f1[(a_first + a) / inner]).x;
+            eight = *(const uint4 *)(second + (a_first + a) % inner);
         } else if (a < rows) {
-            value = ptx::unpack<HALF>(*(const uint32_t *)(f1 + a));
+            eight = *(const uint4 *)(f1 + a);
         }
-        const float c = call.c ? *(const float *)(stage + G::C + 4 * t) : 1.0f;
         const int at = (t * tile<ROWS>::STRIDE + a) * 2;
-        store_split(memory + G::COARSE + at, memory + G::FINE + at, c * value.x, c * value.y);
+        split<HALF>(memory + G::COARSE + at, memory + G::FINE + at, eight, factor);
     }
 }
 
 template <int R2> __device__ __forceinline__ void split_f2(char *memory, const char *stage) {
     using G = sizes<R2, true>;
-    for (int i = (int)threadIdx.x; i < CHUNK * R2 / 2; i += THREADS) {
-        const int at = (i / (R2 / 2) * tile<R2>::STRIDE + i % (R2 / 2) * 2) * 2;
-        const float2 value = ptx::unpack<true>(*(const uint32_t *)(stage + G::F2 + at));
-        store_split(memory + G::F2_COARSE + at, memory + G::F2_FINE + at, value.x, value.y);
+#pragma unroll
+    for (int i = (int)threadIdx.x; i < CHUNK * R2 / 8; i += THREADS) {
+        const int at = (i / (R2 / 8) * tile<R2>::STRIDE + i % (R2 / 8) * 8) * 2;
+        split<true>(memory + G::F2_COARSE + at, memory + G::F2_FINE + at, *(const uint4 *)(stage + G::F2 + at), 1.0f);
     }
 }
 
@@ -261,6 +271,7 @@ __global__ void add_parts(float *z, const float *partial, int64_t numbers, int p
     const int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
     if (i >= numbers) return;
     float sum = 0;
+#pragma unroll 8
     for (int part = 0; part < parts; part++)
         sum += partial[part * numbers + i];
     z[i] = scale * sum;
