@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What PyTorch makes of the same attention on a GPU: the figures beside which `hla bench attention --device cuda` stands.
+"""What PyTorch makes of the same attention on a GPU, to be read beside `hla bench attention --device cuda`.
 
     python3 bench/pytorch_attention.py --tokens 4096,32760 --ranks 64x64,32x32 --json pytorch.json
 

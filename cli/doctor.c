@@ -1,10 +1,10 @@
 /* cli/doctor.c - hla doctor: what this machine is, what was found on it, which kernels run, and whether they compute
  * right. */
+#include "cli/doctor.h"
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/machine.h"
 #include "cli/model.h"
-#include "cli/operator.h"
 
 #include <link.h>
 #include <math.h>
@@ -24,10 +24,11 @@ const cli_command doctor_command = {"doctor",
                                     "[options]",
                                     table,
                                     "Shown are processor, memory, libraries, video formats, the default model and\n"
-                                    "the kernels. Each Hadamard kernel this machine runs computes a small problem,\n"
-                                    "which is compared with the double-precision reference. HLA_KERNEL=NAME makes\n"
-                                    "every command use one Hadamard kernel; HLA_SOFTMAX_KERNEL and\n"
-                                    "HLA_FEATURE_MAP_KERNEL do the same for the other operators.\n"
+                                    "the kernels, of the CPU and of NVIDIA GPUs. Each Hadamard kernel this machine\n"
+                                    "runs computes a small problem, which is compared with the double-precision\n"
+                                    "reference. HLA_KERNEL=NAME makes every command use one Hadamard kernel;\n"
+                                    "HLA_SOFTMAX_KERNEL and HLA_FEATURE_MAP_KERNEL do the same for the other\n"
+                                    "operators.\n"
                                     "\n"
                                     "What is missing or wrong is said at the end. Exit status 1 if something is\n"
                                     "wrong: a kernel's result, a kernel asked for that is none, a model that cannot\n"
@@ -40,15 +41,19 @@ typedef struct kernel_row {
     bool runs_here;
     double error;
     bool checked; /* it was to compute something */
+    int device;   /* 0: the CPU, else a GPU's number plus 1 */
 } kernel_row;
 
-#define MAX_ROWS 64
+#define MAX_ROWS 160
 #define MAX_REMARKS 16
 typedef struct findings {
     machine_info machine;
     int threads;
     kernel_row rows[MAX_ROWS];
     int row_count;
+    gpu_info gpus[MAX_GPUS];
+    int gpu_count;
+    char without_gpu[320]; /* why there is none */
     char *model;
     bool can_write[4]; /* as extensions */
     char libraries[8][256];
@@ -70,13 +75,6 @@ static void remark(findings *found, bool wrong, const char *format, ...) {
     vsnprintf(found->remarks[found->remark_count++], sizeof found->remarks[0], format, args);
     va_end(args);
 }
-
-/* The self-check: one small problem with odd sizes, two factors. */
-typedef struct small_problem {
-    hla_hadamard_problem problem;
-    operand q[2], k[2], v, out;
-    float *expected;
-} small_problem;
 
 /* The same numbers each time, in 0..1. */
 static void fill(operand *to, uint32_t seed) {
@@ -144,39 +142,54 @@ static bool takes_float32(hla_context *hla, small_problem *small, const hla_kern
     return status != HLA_ERROR_UNSUPPORTED;
 }
 
-static void check_kernels(cli_session *session, hla_context *hla, findings *found) {
+/* The kernels that a context's device runs compute the small problem; the CPU's first one is the reference. */
+static void check_kernels(cli_session *session, hla_context *hla, findings *found, small_problem *small, int device) {
     static const char *const form_names[] = {"auto", "state", "quadratic"};
-    small_problem small = {0};
     hla_kernel_info kernel;
-    bool ready = create_problem(session->ctx, &small) == HLV_OK;
-    small.expected = ready ? malloc((size_t)small.out.array.count * sizeof *small.expected) : NULL;
-    for (int i = 0; hla_hadamard_kernel(NULL, i, &kernel) && found->row_count < MAX_ROWS; i++) {
+    bool ready = small->expected != NULL;
+    for (int i = 0; hla_hadamard_kernel(hla, i, &kernel) && found->row_count < MAX_ROWS; i++) {
         kernel_row *row = &found->rows[found->row_count++];
-        *row =
-            (kernel_row){"hadamard", kernel.name, form_names[kernel.form], kernel.needs, kernel.runs_here, NAN, false};
-        if (!kernel.runs_here || (ready && !takes_float32(hla, &small, &kernel))) continue;
+        *row = (kernel_row){"hadamard", kernel.name, form_names[kernel.form], kernel.needs, kernel.runs_here, NAN,
+                            false,      device};
+        if (!kernel.runs_here || (ready && !takes_float32(hla, small, &kernel))) continue;
         row->checked = true;
-        if (small.expected != NULL && compute(session, hla, &small, &kernel)) {
-            if (i == 0) /* the reference is the table's first entry */
-                memcpy(small.expected, small.out.array.data, (size_t)small.out.array.count * sizeof *small.expected);
-            row->error = relative_error(small.out.array.data, small.expected, small.out.array.count);
+        bool computed = ready && (device > 0 ? compute_on_gpu(&found->gpus[device - 1], small) == HLA_OK
+                                             : compute(session, hla, small, &kernel));
+        if (computed) {
+            if (i == 0 && device == 0)
+                memcpy(small->expected, small->out.array.data,
+                       (size_t)small->out.array.count * sizeof *small->expected);
+            row->error = relative_error(small->out.array.data, small->expected, small->out.array.count);
         }
         if (!(row->error <= ERROR_LIMIT))
             remark(found, true, "kernel %s computes wrong on this machine: please report it", row->name);
     }
-    free_problem(session->ctx, &small);
 }
 
 /* The other tables are listed; their kernels are checked by the tests. */
-static void list_kernels(findings *found) {
+static void list_kernels(const hla_context *hla, findings *found, int device) {
     hla_softmax_kernel_info softmax;
     hla_feature_map_kernel_info map;
-    for (int i = 0; hla_softmax_kernel(NULL, i, &softmax) && found->row_count < MAX_ROWS; i++)
+    for (int i = 0; hla_softmax_kernel(hla, i, &softmax) && found->row_count < MAX_ROWS; i++)
         found->rows[found->row_count++] =
-            (kernel_row){"softmax", softmax.name, "", softmax.needs, softmax.runs_here, NAN, false};
-    for (int i = 0; hla_feature_map_kernel(NULL, i, &map) && found->row_count < MAX_ROWS; i++)
+            (kernel_row){"softmax", softmax.name, "", softmax.needs, softmax.runs_here, NAN, false, device};
+    for (int i = 0; hla_feature_map_kernel(hla, i, &map) && found->row_count < MAX_ROWS; i++)
         found->rows[found->row_count++] =
-            (kernel_row){"feature map", map.name, "", map.needs, map.runs_here, NAN, false};
+            (kernel_row){"feature map", map.name, "", map.needs, map.runs_here, NAN, false, device};
+}
+
+/* The CPU's kernels, then those of each GPU. */
+static void go_through_kernels(cli_session *session, hla_context *hla, findings *found) {
+    small_problem small = {0};
+    if (create_problem(session->ctx, &small) == HLV_OK)
+        small.expected = malloc((size_t)small.out.array.count * sizeof *small.expected);
+    found->gpu_count = open_gpus(found->gpus, found->without_gpu);
+    for (int device = 0; device <= found->gpu_count; device++) {
+        hla_context *on = device == 0 ? hla : found->gpus[device - 1].context;
+        check_kernels(session, on, found, &small, device);
+        list_kernels(on, found, device);
+    }
+    free_problem(session->ctx, &small);
 }
 
 /* A kernel that the environment asks for must be in the list and run here. */
@@ -256,6 +269,15 @@ static void report_json(const findings *found) {
     for (int i = 0; i < 4; i++)
         json_bool(&out, extensions[i], found->can_write[i]);
     json_close(&out, '}');
+    json_open(&out, "gpus", '[');
+    for (int i = 0; i < found->gpu_count; i++) {
+        json_open(&out, NULL, '{');
+        json_text(&out, "name", found->gpus[i].name);
+        json_whole(&out, "memory_bytes", (int64_t)found->gpus[i].memory);
+        json_close(&out, '}');
+    }
+    json_close(&out, ']');
+    json_text(&out, "without_gpu", found->gpu_count == 0 ? found->without_gpu : NULL);
     json_text(&out, "forced_kernel", getenv("HLA_KERNEL"));
     json_open(&out, "kernels", '[');
     for (int i = 0; i < found->row_count; i++) {
@@ -263,6 +285,7 @@ static void report_json(const findings *found) {
         json_open(&out, NULL, '{');
         json_text(&out, "operator", row->operator_name);
         json_text(&out, "name", row->name);
+        json_text(&out, "device", row->device == 0 ? "CPU" : found->gpus[row->device - 1].name);
         json_text(&out, "form", row->form[0] != '\0' ? row->form : NULL);
         json_text(&out, "needs", row->needs);
         json_bool(&out, "runs_here", row->runs_here);
@@ -300,13 +323,19 @@ static void report_text(const findings *found) {
     printf("\nVideo formats\n");
     for (int i = 0; i < 4; i++)
         printf("  %-12s %s\n", extensions[i], found->can_write[i] ? "yes" : "no");
-    printf("\nDefault model\n  %s\n\nDevices\n  cpu          yes\n  cuda         not in this build\n",
-           found->model != NULL ? found->model : "none");
+    printf("\nDefault model\n  %s\n\nDevices\n  cpu          yes\n", found->model != NULL ? found->model : "none");
+    if (found->gpu_count == 0) printf("  cuda         no: %s\n", found->without_gpu);
+    for (int i = 0; i < found->gpu_count; i++)
+        printf("  cuda %-7d %s, %.1f GiB\n", i, found->gpus[i].name, (double)found->gpus[i].memory / 0x1p30);
     printf("\nKernels, the last that runs is chosen for its form%s%s\n",
            getenv("HLA_KERNEL") != NULL ? "; HLA_KERNEL forces " : "",
            getenv("HLA_KERNEL") != NULL ? getenv("HLA_KERNEL") : "");
-    for (int i = 0; i < found->row_count; i++)
-        report_kernel(&found->rows[i]);
+    for (int i = 0; i < found->row_count; i++) {
+        const kernel_row *row = &found->rows[i];
+        if (row->device > 0 && row->device != found->rows[i - 1].device)
+            printf(" on %s\n", found->gpus[row->device - 1].name);
+        report_kernel(row);
+    }
     printf("\n%s", found->remark_count == 0 ? "All is well.\n" : "");
     for (int i = 0; i < found->remark_count; i++)
         printf("%s\n", found->remarks[i]);
@@ -332,8 +361,7 @@ static int run(int argc, char **argv) {
     dl_iterate_phdr(note_library, &found);
     try_formats(&session, &found);
     try_model(&session, &found);
-    check_kernels(&session, hla, &found);
-    list_kernels(&found);
+    go_through_kernels(&session, hla, &found);
     check_forced(&found);
     if (settings.json)
         report_json(&found);
@@ -341,6 +369,7 @@ static int run(int argc, char **argv) {
         report_text(&found);
     exit_status = session_close(&session, HLV_OK);
     if (found.wrong && exit_status == STATUS_DONE) exit_status = STATUS_FAILED;
+    close_gpus(found.gpus, found.gpu_count);
     hla_context_free(hla);
     free(found.model);
     return exit_status;

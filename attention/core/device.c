@@ -77,7 +77,8 @@ hla_status hla_check_address(hla_context *context, const char *name, const void 
 }
 
 hla_status hla_check_stream(hla_context *context) {
-    if (!context->cuda || context->stream) return HLA_OK;
+    if (!context->cuda) return HLA_OK;
+    if (context->stream) return context->cuda->select(context);
     return hla_fail(context, HLA_ERROR_ARGUMENT,
                     "no stream is set: hla_context_set_stream comes before the first call");
 }

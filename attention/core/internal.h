@@ -38,7 +38,7 @@ hla_status hla_fail(hla_context *context, hla_status status, const char *format,
 /* That address, not NULL, is memory of the device that the context computes on. */
 hla_status hla_check_address(hla_context *context, const char *name, const void *address);
 
-/* That a call can be queued: on a GPU, that a stream was set. */
+/* That a call can be queued: on a GPU, that a stream was set. Makes that GPU the current one. */
 hla_status hla_check_stream(hla_context *context);
 
 /* ---- element types ---- */

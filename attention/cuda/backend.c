@@ -39,6 +39,10 @@ static hla_status open_device(hla_context *context, int ordinal) {
     return HLA_OK;
 }
 
+static hla_status select_device(hla_context *context) {
+    return hla_cuda_check(context, (int)cudaSetDevice(context->device.ordinal), "cannot use the GPU");
+}
+
 static hla_status check_address(hla_context *context, const char *name, const void *address) {
     struct cudaPointerAttributes attributes;
     cudaError_t error = cudaPointerGetAttributes(&attributes, address);
@@ -59,6 +63,8 @@ static hla_status check_address(hla_context *context, const char *name, const vo
 
 static hla_status allocate(hla_context *context, size_t bytes, void **memory) {
     *memory = NULL;
+    hla_status status = select_device(context);
+    if (status != HLA_OK) return status;
     cudaError_t error = cudaMalloc(memory, bytes);
     if (error == cudaSuccess) return HLA_OK;
     (void)cudaGetLastError();
@@ -72,13 +78,15 @@ static void release(hla_context *context, void *memory) {
 }
 
 static hla_status clear(hla_context *context, void *memory, size_t bytes) {
-    cudaError_t error = cudaMemset(memory, 0, bytes);
+    cudaError_t error = cudaSetDevice(context->device.ordinal);
+    if (error == cudaSuccess) error = cudaMemset(memory, 0, bytes);
     if (error == cudaSuccess) error = cudaDeviceSynchronize();
     return hla_cuda_check(context, (int)error, "cannot clear memory of the GPU");
 }
 
 static hla_status copy(hla_context *context, void *to, const void *from, size_t bytes) {
-    cudaError_t error = cudaDeviceSynchronize();
+    cudaError_t error = cudaSetDevice(context->device.ordinal);
+    if (error == cudaSuccess) error = cudaDeviceSynchronize();
     if (error == cudaSuccess) error = cudaMemcpy(to, from, bytes, cudaMemcpyDefault);
     return hla_cuda_check(context, (int)error, "cannot copy between host and GPU");
 }
@@ -86,6 +94,7 @@ static hla_status copy(hla_context *context, void *to, const void *from, size_t 
 static const hla_cuda_backend backend = {
     .version = HLA_VERSION,
     .open = open_device,
+    .select = select_device,
     .check_address = check_address,
     .allocate = allocate,
     .release = release,

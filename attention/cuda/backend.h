@@ -20,6 +20,9 @@ typedef struct hla_cuda_backend {
     /* Fills context->device for that GPU, and sees that kernels run on it. */
     hla_status (*open)(hla_context *context, int ordinal);
 
+    /* Makes the context's GPU the current one, on which kernels start and memory is allocated. */
+    hla_status (*select)(hla_context *context);
+
     /* That the context's GPU reads and writes at this address, which is not NULL; name: of the argument. */
     hla_status (*check_address)(hla_context *context, const char *name, const void *address);
 

@@ -5,11 +5,6 @@
 
 #include <cuda_runtime_api.h>
 
-/* Calls of the runtime are about the current device. */
-static hla_status use(hla_context *context) {
-    return hla_cuda_check(context, (int)cudaSetDevice(context->device.ordinal), "cannot use the GPU");
-}
-
 static hla_status queue_copy(hla_context *context, void *to, const void *from, size_t bytes) {
     cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, context->stream);
     return hla_cuda_check(context, (int)error, "cannot copy on the GPU");
@@ -21,14 +16,14 @@ static hla_status queue_fill(hla_context *context, void *memory, int value, size
 }
 
 static hla_status memory(hla_context *context, size_t *available, size_t *total) {
-    hla_status status = use(context);
+    hla_status status = context->cuda->select(context);
     if (status != HLA_OK) return status;
     return hla_cuda_check(context, (int)cudaMemGetInfo(available, total), "cannot ask the GPU for its memory");
 }
 
 static hla_status create_stream(hla_context *context, void **stream) {
     cudaStream_t made = NULL;
-    hla_status status = use(context);
+    hla_status status = context->cuda->select(context);
     if (status == HLA_OK)
         status = hla_cuda_check(context, (int)cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking),
                                 "cannot make a stream");
@@ -47,7 +42,7 @@ static hla_status synchronise(hla_context *context) {
 
 static hla_status create_event(hla_context *context, void **event) {
     cudaEvent_t made = NULL;
-    hla_status status = use(context);
+    hla_status status = context->cuda->select(context);
     if (status == HLA_OK) status = hla_cuda_check(context, (int)cudaEventCreate(&made), "cannot make an event");
     *event = made;
     return status;

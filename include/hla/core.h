@@ -70,9 +70,9 @@ HLA_API int hla_context_threads(const hla_context *context);               /* at
  * From then on plans and objects made with the context compute on that GPU: tensors, states, weights and workspaces are
  * device memory (or managed), aligned as on the CPU; arrays of lengths and offsets stay in host memory. A call queues
  * its work on the stream that was set last, allocates nothing, does not wait, and may be captured into a CUDA graph
- * (lengths and offsets are captured by value). Plans made before stay what they are. The backend is a library of its
- * own, libhla_cuda, looked for where libhla lies and then where the loader looks, or at the path in the environment
- * variable HLA_CUDA_LIBRARY; nothing but these calls needs it. */
+ * (lengths and offsets are captured by value); that GPU is the thread's current one afterwards. Plans made before stay
+ * what they are. The backend is a library of its own, libhla_cuda, looked for where libhla lies and then where the
+ * loader looks, or at the path in the environment variable HLA_CUDA_LIBRARY; nothing but these calls needs it. */
 
 /* device: as cudaSetDevice counts. HLA_ERROR_UNSUPPORTED without the library, a driver, that device or a kernel for it,
  * and with check_finite, which would have to wait; the context then is as before. */

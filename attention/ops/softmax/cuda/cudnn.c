@@ -1,5 +1,6 @@
 /* Softmax attention by cuDNN: bfloat16 and float16 on contiguous arrays without lengths or a bias. What it does not
  * take goes to the kernel of tiled.cu. The plan is made when ours is; execution only names addresses. */
+#include "attention/cuda/backend.h"
 #include "attention/cuda/cuda.h"
 #include "attention/ops/softmax/cuda/cudnn_graph.h"
 #include "attention/ops/softmax/cuda/tiled.h"
@@ -80,6 +81,11 @@ static hla_status create(hla_context *context, const hla_softmax_problem *proble
     if (!find_functions(&made->cudnn, library)) {
         free(made);
         return hla_fail(context, HLA_ERROR_UNSUPPORTED, "cuDNN lacks the backend interface of version 9");
+    }
+    hla_status selected = context->cuda->select(context); /* a handle is of the current device */
+    if (selected != HLA_OK) {
+        free(made);
+        return selected;
     }
     cudnnStatus_t status = made->cudnn.create_handle(&made->builder.handle);
     if (status != CUDNN_STATUS_SUCCESS) {
