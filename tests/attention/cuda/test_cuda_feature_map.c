@@ -194,6 +194,43 @@ static void test_bad_addresses(void **state) {
     setting_free(&s);
 }
 
+/* Tokens 2^30 elements apart: the third lies beyond offsets of 32 bits. */
+static void test_far_tokens(void **state) {
+    (void)state;
+    enum { T = 3, D = 64, R = 16 };
+    const int64_t apart = (int64_t)1 << 30;
+    setting s;
+    setting_make(&s, &(shape){1, T, 1, D, R, false, true, false}, HLA_ACTIVATION_RELU, HLA_BF16, LAYOUT_BTHD);
+    device_setting made = to_device(&s);
+    uint16_t *far = NULL;
+    assert_int_equal(cudaMalloc((void **)&far, ((T - 1) * (size_t)apart + D + R) * sizeof *far), cudaSuccess);
+    const uint16_t *rows = made.x.view.data;
+    for (int64_t t = 0; t < T; t++)
+        assert_int_equal(cudaMemcpy(far + t * apart, rows + t * D, D * sizeof *far, cudaMemcpyDeviceToDevice),
+                         cudaSuccess);
+    hla_tensor x = made.x.view, out = made.out.view;
+    x.data = far, out.data = far + D;
+    x.stride[0] = out.stride[0] = T * apart, x.stride[1] = out.stride[1] = apart;
+    hla_feature_map_kernel_info info;
+    for (int kernel = 0; hla_feature_map_kernel(gpu, kernel, &info); kernel++) {
+        double *near = run(&s, info.name);
+        made.problem.kernel = info.name;
+        hla_status status = hla_feature_map_forward(gpu, &made.problem, &out, &x, &made.weights);
+        if (status != HLA_OK) fail_msg("%s: %s", info.name, hla_context_error(gpu));
+        device_wait(gpu);
+        for (int64_t t = 0; t < T; t++) {
+            uint16_t row[R];
+            assert_int_equal(cudaMemcpy(row, far + t * apart + D, sizeof row, cudaMemcpyDeviceToHost), cudaSuccess);
+            for (int r = 0; r < R; r++)
+                assert_true((double)hla_bf16_to_f32(row[r]) == near[t * R + r]);
+        }
+        free(near);
+    }
+    device_free(far);
+    device_setting_free(&made);
+    setting_free(&s);
+}
+
 int main(void) {
     unsetenv("HLA_FEATURE_MAP_KERNEL");
     gpu = device_context();
@@ -204,6 +241,7 @@ int main(void) {
         cmocka_unit_test(test_scales_of_weights),
         cmocka_unit_test(test_nan_shows),
         cmocka_unit_test(test_graph),
+        cmocka_unit_test(test_far_tokens),
         cmocka_unit_test(test_bad_addresses),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -12,14 +12,14 @@ enum {
     MOST_TOKENS = 16
 };
 
-static int64_t product(int64_t a, int64_t b) {
+static int64_t saturating_product(int64_t a, int64_t b) {
     int64_t result;
     return __builtin_mul_overflow(a, b, &result) ? INT64_MAX : result;
 }
 
 /* Sizes and memory of a call with that many tokens; all that depends on its tensors is left out. */
 static hla_cuda_stream lay_out(hla_arena *arena, const hla_hadamard_problem *problem, int64_t tokens) {
-    const int64_t units = product(tokens, problem->heads / problem->kv_heads);
+    const int64_t units = saturating_product(tokens, problem->heads / problem->kv_heads);
     hla_cuda_stream call = {.batch = problem->batch,
                             .heads = problem->heads,
                             .kv_heads = problem->kv_heads,
@@ -39,8 +39,10 @@ static hla_cuda_stream lay_out(hla_arena *arena, const hla_hadamard_problem *pro
     call.ranges = (call.rank - 1) / call.rows + 1;
     const int64_t pairs = problem->batch * problem->kv_heads;
     call.arrived = hla_arena_take(arena, pairs, sizeof *call.arrived);
-    call.partial = hla_arena_take(arena, product(pairs, product(call.ranges, product(units, problem->value_dim + 1))),
-                                  sizeof *call.partial);
+    call.partial = hla_arena_take(
+        arena,
+        saturating_product(pairs, saturating_product(call.ranges, saturating_product(units, problem->value_dim + 1))),
+        sizeof *call.partial);
     return call;
 }
 
