@@ -36,6 +36,7 @@ struct arguments {
     hla_gradient_call call;
     int items; /* units of all heads */
     int rank1, key_heads;
+    int units; /* of each sequence, one head; 0: that differs, spans tell */
     int stages, z_stages;
     int z_bytes; /* of one part of z, coarse or fine */
 };
@@ -57,22 +58,31 @@ __device__ __forceinline__ int64_t row_offset(const hla_cuda_view &view, int64_t
 
 /* Tokens that a pair of blocks takes. */
 struct place {
-    int64_t b, first, count; /* rows from first on of the T axis; count of them belong to the sequence */
-    int64_t state;
-    int head;
+    int64_t b, first; /* rows from first on of the T axis, */
+    int count;        /* that many belong to the sequence */
+    int head, state;
 };
 
-__device__ __forceinline__ place place_of(const hla_hopper_side &side, int key_heads, int item, int unit_tokens) {
-    const int low = line::sequence_at(side, item);
-    const hla_hopper_span span = line::span_of(side, low);
-    const int units = (int)(line::span_of(side, low + 1).units - span.units);
-    const int within = item - (int)(span.units * side.heads), unit = within % units;
+__device__ __forceinline__ place place_of(const arguments &in, int item) {
+    const hla_hopper_side &side = in.call.side;
+    const int heads = (int)side.heads;
+    int sequence, units = in.units; /* units: of the sequence, one head */
+    hla_hopper_span span;
+    if (units > 0) {
+        sequence = item / (units * heads), item -= sequence * (units * heads);
+        span.b = sequence, span.first = 0, span.count = side.tokens;
+    } else {
+        sequence = line::sequence_at(side, item);
+        span = side.spans[sequence];
+        units = (int)(side.spans[sequence + 1].units - span.units), item -= (int)span.units * heads;
+    }
+    const int head = item / units, before = (item - head * units) * PAIR * TILE;
     place at;
     at.b = span.b;
-    at.head = within / units;
-    at.first = span.first + (int64_t)unit * unit_tokens;
-    at.count = span.count - (int64_t)unit * unit_tokens;
-    at.state = low * key_heads + at.head / (int)side.group;
+    at.head = head;
+    at.first = span.first + before;
+    at.count = (int)span.count - before;
+    at.state = sequence * in.key_heads + head / (int)side.group;
     return at;
 }
 
@@ -117,8 +127,8 @@ __device__ __forceinline__ void load_states(const arguments &in, uint32_t stages
     const bool with_z = in.call.mode != HLA_GRADIENT_PLAIN;
     int filling = 0, z_filling = 0;
     uint32_t parity = 1, z_parity = 1;
-    for (int item = blockIdx.x / PAIR; item < in.items; item += gridDim.x / PAIR) {
-        const int64_t state = place_of(in.call.side, in.key_heads, item, PAIR * TILE).state;
+    for (int item = (int)blockIdx.x / PAIR; item < in.items; item += (int)gridDim.x / PAIR) {
+        const int state = place_of(in, item).state;
 #pragma unroll 1
         for (int i = 0; i < rank / G::ROWS * (V / 64); i++) {
             ptx::barrier_wait(empty + 8 * filling, parity);
@@ -270,14 +280,14 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
     auto release = [&](int stage) {
         if (lane < PAIR) arrive_in(empty + 8 * stage, lane);
     };
-    for (int item = blockIdx.x / PAIR; item < in.items; item += gridDim.x / PAIR) {
+    for (int item = (int)blockIdx.x / PAIR; item < in.items; item += (int)gridDim.x / PAIR) {
         const uint16_t *f1_row[2];
         uint32_t x[V / 16][4], f2[2][R2 / 8];
-        const place begin = place_of(side, in.key_heads, item, PAIR * TILE);
+        const place begin = place_of(in, item);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            int64_t token = row0 + 8 * r; /* tokens beyond the last one read that */
-            token = begin.first + (token < begin.count ? token : begin.count - 1);
+            const int row = row0 + 8 * r; /* tokens beyond the last one read that */
+            const int64_t token = begin.first + (row < begin.count ? row : begin.count - 1);
             f1_row[r] = (const uint16_t *)side.f1.data + row_offset(side.f1, begin.b, token, begin.head);
             const uint16_t *f2_row = (const uint16_t *)side.f2.data + row_offset(side.f2, begin.b, token, begin.head);
             const uint16_t *x_row =
@@ -292,8 +302,8 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
             for (int j = 0; j < R2 / 8; j++)
                 f2[r][j] = *(const uint32_t *)(f2_row + 8 * j + 2 * quad);
         }
-        if (item + gridDim.x / PAIR < in.items) { /* what the next tile will read */
-            const place next = place_of(side, in.key_heads, item + gridDim.x / PAIR, PAIR * TILE);
+        if (item + (int)gridDim.x / PAIR < in.items) { /* what the next tile will read */
+            const place next = place_of(in, item + (int)gridDim.x / PAIR);
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 int64_t t = next.first + (row0 + 8 * r < next.count ? row0 + 8 * r : next.count - 1);
@@ -357,7 +367,7 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
                 }
         }
         __syncwarp();
-        const place at = place_of(side, in.key_heads, again(item), PAIR * TILE);
+        const place at = place_of(in, again(item));
         const bool with_z = mode != HLA_GRADIENT_PLAIN;
         const uint32_t z_at = z + 2 * in.z_bytes * z_reading;
         float w[2] = {in.call.scale, in.call.scale}, s[2] = {-1, -1};
@@ -541,6 +551,7 @@ extern "C" int hla_gradient(const hla_hopper_shape *shape, const hla_gradient_ca
     in.call = *call;
     in.items = (int)(call->side.units * call->side.heads);
     in.rank1 = (int)shape->rank1, in.key_heads = (int)(call->side.heads / call->side.group);
+    in.units = call->side.spans ? 0 : (int)(call->side.units / call->side.sequences);
     cudaStream_t queue = (cudaStream_t)stream;
     const int64_t rows = call->side.batch * call->side.tokens * call->side.heads;
     if (call->clear_after && rows > 0) {
