@@ -29,7 +29,7 @@ typedef struct plan {
 /* Of one thread. */
 typedef struct own_memory {
     scratch block;
-    chunk_sums chunk;   /* only with more than CHUNK keys */
+    chunk_sums chunk;   /* bidirectional */
     score_block scores; /* causal */
     float *packed;      /* causal: a key block */
 } own_memory;
@@ -42,7 +42,7 @@ static own_memory carve_own(hla_arena *arena, const plan *p) {
         own.packed = hla_arena_take(arena, key_block_size(problem), sizeof(float));
         own.scores.sums = own.block.values;
         own.scores.denominators = own.block.denominators;
-    } else if (problem->keys > CHUNK) {
+    } else {
         own.chunk = take_chunk(arena, &p->g, &p->cut);
     }
     return own;
