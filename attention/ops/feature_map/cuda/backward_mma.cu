@@ -75,7 +75,7 @@ template <class sizes> __device__ head prepare(unsigned char *shared, const hla_
 
 /* The lane's two rows of a block: tokens t and t + 8. */
 struct places {
-    int64_t b, t;
+    unsigned b, t;
     bool there[2];
 };
 
@@ -91,7 +91,7 @@ __device__ __forceinline__ void load_x(tokens<sizes> &in, const hla_cuda_map &ma
                                        unsigned end, int64_t h) {
     const int lane = (int)threadIdx.x % 32, q = lane % 4;
     in.at.b = block / blocks;
-    in.at.t = (int64_t)(block % blocks) * ROWS + threadIdx.x / 32 * 16 + lane / 4;
+    in.at.t = block % blocks * ROWS + threadIdx.x / 32 * 16 + lane / 4;
     in.at.there[0] = block < end && in.at.t < map.tokens, in.at.there[1] = block < end && in.at.t + 8 < map.tokens;
     const uint16_t *x = (const uint16_t *)map.x.data + row_of(map.x, in.at.b, in.at.t, h);
 #pragma unroll
@@ -151,7 +151,7 @@ __device__ __forceinline__ void store_x(const head &own, const tokens<sizes> &in
             }
             const uint32_t pairs[4] = {from.x, from.y, from.z, from.w};
             const bool turned = map.rope && in.at.there[i] && 32 * group + 8 * q < map.dim;
-            const float *table = map.rope + (in.at.t + 8 * i) * map.dim + 32 * group + 8 * q;
+            const float *table = map.rope + (int64_t)(in.at.t + 8 * i) * map.dim + 32 * group + 8 * q;
             uint32_t parts[4][sizes::PLANES];
 #pragma unroll
             for (int j = 0; j < 4; j++) {
@@ -386,7 +386,7 @@ __device__ __forceinline__ void store_dx(const head &own, const hla_cuda_map &ma
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             if (!at.there[i] || column >= map.dim) continue;
-            const float *table = map.rope + (at.t + 8 * i) * map.dim + column;
+            const float *table = map.rope + (int64_t)(at.t + 8 * i) * map.dim + column;
             uint32_t pairs[4];
 #pragma unroll
             for (int j = 0; j < 4; j++) {
@@ -415,7 +415,11 @@ template <class sizes> __device__ __forceinline__ void add_block(gradient<sizes>
 #pragma unroll
         for (int p = 0; p < PARTS; p++)
             du[p] = load_columns<sizes::U_CHUNKS, false>(own.u + p * sizes::U, t, 2 * line);
-        if (first == 0) add_product<1>(sum.bias, du, &ones);
+        if (first == 0) {
+            float whole[4] = {sum.bias[0], 0, sum.bias[1], 0};
+            add_product<1>(whole, du, &ones);
+            sum.bias[0] = whole[0], sum.bias[1] = whole[2];
+        }
         if constexpr (sizes::OWN == 1) {
             uint2 x[sizes::PLANES];
 #pragma unroll
@@ -455,8 +459,12 @@ __device__ void move_sums(float *total, gradient<sizes> &sum, const hla_cuda_map
             if (r < map.rank && x < map.dim) *to = add ? *to + sum.weight[tile][i] : sum.weight[tile][i];
             sum.weight[tile][i] = 0;
         }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int r = row + i * 8;
         float *to = total + map.rank * map.dim + r;
-        if (first == 0 && q == 0 && i % 2 == 0 && r < map.rank) *to = add ? *to + sum.bias[i] : sum.bias[i];
+        if (first == 0 && q == 0 && r < map.rank) *to = add ? *to + sum.bias[i] : sum.bias[i];
         sum.bias[i] = 0;
     }
 }
@@ -474,7 +482,6 @@ __global__ void __launch_bounds__(THREADS, 1) differentiate_chunks(const __grid_
     if constexpr (sizes::AHEAD) load_e<sizes>(in, map, h);
     const head own = prepare<sizes>(shared, map, h);
     gradient<sizes> sum = {};
-    bool flushed = false;
     for (unsigned block = start; block < end; block++) {
         store_x<sizes>(own, in, map);
         float u[sizes::TILES][4] = {};
@@ -490,14 +497,11 @@ __global__ void __launch_bounds__(THREADS, 1) differentiate_chunks(const __grid_
         __syncthreads();
         if (map.dx.data) store_dx<sizes>(own, map, at, h);
         if (map.gradients.weight || map.gradients.bias) add_block<sizes>(sum, own);
-        if ((block - start) % FLUSH == FLUSH - 1) {
-            move_sums<sizes>(total, sum, map, flushed);
-            flushed = true;
-        }
+        if ((block - start) % FLUSH == FLUSH - 1) move_sums<sizes>(total, sum, map, block - start >= FLUSH);
         if constexpr (!sizes::AHEAD) load_x<sizes>(in, map, block + 1, blocks, end, h);
         __syncthreads();
     }
-    move_sums<sizes>(total, sum, map, flushed);
+    move_sums<sizes>(total, sum, map, end - start >= FLUSH);
 }
 
 template <class sizes> int launch(const hla_cuda_map *map, cudaStream_t stream) {
@@ -536,7 +540,7 @@ extern "C" bool hla_cuda_map_mma_takes_backward(const hla_cuda_map *map) {
     return map->dtype != HLA_F32 && !map->hidden_weight && map->dim % 8 == 0 && map->rank % 8 == 0 &&
            map->dim <= MOST_DIM && map->rank <= MOST_RANK && rows_are_aligned(map->x) && rows_are_aligned(map->out) &&
            (!map->dx.data || rows_are_aligned(map->dx)) && aligned(map->weight) && aligned(map->rope) &&
-           map->heads <= INT32_MAX / map->chunks && blocks <= INT32_MAX && map->batch <= INT32_MAX / blocks;
+           map->heads <= INT32_MAX / map->chunks && map->tokens <= INT32_MAX / 2 && map->batch <= INT32_MAX / blocks;
 }
 
 extern "C" int hla_cuda_map_mma_backward(const hla_cuda_map *map, void *stream) {
