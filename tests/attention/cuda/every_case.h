@@ -75,31 +75,49 @@ static inline void check_every_kernel(device *gpu, hadamard_data *data, bool bac
     }
 }
 
-static inline void check_cases(device *gpu, const hadamard_case *cases, int count, const char *table, bool backward) {
+/* What the tests get. */
+typedef struct every_case {
+    device gpu;
+    int step; /* 1: all variants of all cases; n: each n-th, for tools that slow a GPU down (the program's argument) */
+} every_case;
+
+static inline void check_cases(every_case *test, const hadamard_case *cases, int count, const char *table,
+                               bool backward) {
     tally sums = {0};
-    int all = count * VARIANTS;
+    int all = (count * VARIANTS - 1) / test->step + 1;
     for (int first = 0; first < all; first += BATCH) {
         hadamard_data data[BATCH];
         int batch = all - first < BATCH ? all - first : BATCH;
 #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < batch; i++) {
-            int index = (first + i) / VARIANTS;
-            data[i] = variant_of(&cases[index], (first + i) % VARIANTS, backward,
-                                 (backward ? 2000u : 1000u) + (uint64_t)index);
+            int variant = (first + i) * test->step, index = variant / VARIANTS;
+            data[i] =
+                variant_of(&cases[index], variant % VARIANTS, backward, (backward ? 2000u : 1000u) + (uint64_t)index);
         }
         for (int i = 0; i < batch; i++) {
             char label[64];
-            snprintf(label, sizeof label, "%s case %d", table, (first + i) / VARIANTS);
-            check_every_kernel(gpu, &data[i], backward, label, &sums);
+            snprintf(label, sizeof label, "%s case %d", table, (first + i) * test->step / VARIANTS);
+            check_every_kernel(&test->gpu, &data[i], backward, label, &sums);
             hadamard_free(&data[i]);
         }
     }
     hla_kernel_info info;
-    for (int i = 0; hla_hadamard_kernel(gpu->context, i, &info); i++) {
+    for (int i = 0; hla_hadamard_kernel(test->gpu.context, i, &info); i++) {
         printf("%s: %s took %d of %d\n", table, info.name, sums.runs[i], all);
         if (strcmp(info.name, "state_cuda") == 0) assert_int_equal(sums.runs[i], all);
     }
     if (sums.failures > 0) fail_msg("%d outputs of %s cases are off", sums.failures, table);
+}
+
+/* The program: both tests on a GPU, or DEVICE_SKIPPED. */
+static inline int run_every_case(const struct CMUnitTest *tests, size_t count, every_case *test, int argc,
+                                 char *const argv[]) {
+    unsetenv("HLA_KERNEL");
+    test->step = argc > 1 && atoi(argv[1]) > 1 ? atoi(argv[1]) : 1;
+    if (!device_open(&test->gpu, (size_t)1 << 29)) return DEVICE_SKIPPED;
+    int failed = _cmocka_run_group_tests("every case", tests, count, NULL, NULL);
+    device_close(&test->gpu);
+    return failed;
 }
 
 #endif

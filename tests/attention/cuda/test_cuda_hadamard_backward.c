@@ -9,13 +9,9 @@ static void test_device_cases(void **state) {
     check_cases(*state, device_cases, DEVICE_CASES, "large", true);
 }
 
-int main(void) {
-    unsetenv("HLA_KERNEL");
-    device gpu;
-    if (!device_open(&gpu, (size_t)1 << 29)) return DEVICE_SKIPPED;
-    const struct CMUnitTest tests[] = {cmocka_unit_test_prestate(test_small_cases, &gpu),
-                                       cmocka_unit_test_prestate(test_device_cases, &gpu)};
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    device_close(&gpu);
-    return failed;
+int main(int argc, char *argv[]) {
+    every_case test;
+    const struct CMUnitTest tests[] = {cmocka_unit_test_prestate(test_small_cases, &test),
+                                       cmocka_unit_test_prestate(test_device_cases, &test)};
+    return run_every_case(tests, sizeof tests / sizeof tests[0], &test, argc, argv);
 }
