@@ -196,7 +196,7 @@ const hla_hadamard_entry hla_hadamard_state_sm90 = {
     .form = HLA_FORM_STATE,
     .measure = measure,
     .run = run,
-    .backward = &hla_cuda_hadamard_backward_state,
+    .backward = &hla_hopper_backward,
     .takes = hla_hopper_takes_problem,
     .taken = "bidirectional problems without states, of two factors, in bfloat16 or float16, with ranks 16, 32, 64 or "
              "128 and value_dim 64 or 128",
