@@ -173,6 +173,7 @@ static bool run(const trial &in, int processors) {
     call.side.batch = in.batch, call.side.tokens = in.tokens, call.side.heads = in.heads, call.side.group = in.group;
     call.side.spans = in.lengths.empty() ? NULL : device_spans, call.side.sequences = sequences,
     call.side.units = units;
+    call.side.units_each = (in.tokens + unit - 1) / unit;
     call.states = states, call.s = s, call.z_split = z, call.mode = in.mode, call.epsilon = 1e-3f, call.scale = 0.75f;
     cudaStream_t stream;
     CHECK(cudaStreamCreate(&stream));
