@@ -88,6 +88,9 @@ static hla_status copy(hla_context *context, void *to, const void *from, size_t 
     cudaError_t error = cudaSetDevice(context->device.ordinal);
     if (error == cudaSuccess) error = cudaDeviceSynchronize();
     if (error == cudaSuccess) error = cudaMemcpy(to, from, bytes, cudaMemcpyDefault);
+    /* from pageable memory it returns as soon as that has been read; streams that do not wait for the default one may
+     * overtake the rest */
+    if (error == cudaSuccess) error = cudaDeviceSynchronize();
     return hla_cuda_check(context, (int)error, "cannot copy between host and GPU");
 }
 
