@@ -75,12 +75,12 @@ template <int WIDTH> __device__ __forceinline__ void store(float *to, const numb
 
 /* The units of work of a pair, in their order: query heads of a key head within a token; tokens if nothing is asked. */
 struct units {
-    int64_t each, count; /* of a token, in all */
+    uint32_t each, count; /* of a token, in all */
 };
 
 __device__ __forceinline__ units units_of(const hla_cuda_stream &call) {
-    int64_t each = call.out.data ? call.heads / call.kv_heads : 1;
-    return {each, each * call.tokens};
+    uint32_t each = call.out.data ? (uint32_t)(call.heads / call.kv_heads) : 1;
+    return {each, each * (uint32_t)call.tokens};
 }
 
 /* What a range of a pair needs to know of itself. */
@@ -100,17 +100,91 @@ __device__ place place_of(const hla_cuda_stream &call, int64_t unit) {
     return at;
 }
 
-/* Features of a pass's units for the rows of a range, keys [UNITS][rows] and queries [UNITS][rows]; those of keys are
- * zero where the token has joined before. */
+/* Features of a pass's units for the rows of a range, of keys [rows][UNITS] and of queries likewise; zero where a token
+ * has joined before, and beyond the last unit. */
 template <int UNITS>
 __device__ void expand(float *keys, float *queries, const hla_cuda_stream &call, const place &at, const units &work,
-                       int64_t first) {
-    const int count = (int)min((int64_t)UNITS, work.count - first);
-    for (uint32_t i = threadIdx.x; i < count * at.rows; i += blockDim.x) {
-        const uint32_t unit = i / at.rows, row = i - unit * at.rows, to = unit * (uint32_t)call.rows + row;
-        const int64_t t = (first + unit) / work.each, member = (first + unit) - t * work.each;
-        if (call.v.data) keys[to] = member == 0 ? feature(call, call.k, at.b, t, at.h, at.first + row) : 0;
-        if (call.out.data) queries[to] = feature(call, call.q, at.b, t, at.h * work.each + member, at.first + row);
+                       uint32_t first) {
+    for (uint32_t i = threadIdx.x; i < UNITS * at.rows; i += blockDim.x) {
+        const uint32_t unit = first + i % UNITS, f = at.first + i / UNITS;
+        const uint32_t t = UNITS == 1 ? 0 : unit / work.each, member = UNITS == 1 ? 0 : unit - t * work.each;
+        const bool there = unit < work.count;
+        if (call.v.data) keys[i] = there && member == 0 ? feature(call, call.k, at.b, t, at.h, f) : 0;
+        if (call.out.data) queries[i] = there ? feature(call, call.q, at.b, t, at.h * work.each + member, f) : 0;
+    }
+}
+
+/* One number of each unit. */
+template <int UNITS> struct of_units { float x[UNITS]; };
+
+template <int UNITS> __device__ __forceinline__ of_units<UNITS> load_units(const float *row) {
+    of_units<UNITS> value;
+    if constexpr (UNITS == 4) {
+        float4 four = *(const float4 *)row;
+        value.x[0] = four.x, value.x[1] = four.y, value.x[2] = four.z, value.x[3] = four.w;
+    } else {
+        value.x[0] = *row;
+    }
+    return value;
+}
+
+/* Where the numbers of a lane lie in their group of WIDTH rows: in one row, or the first ones in it and the others in
+ * the next (V + 1 is at least WIDTH). */
+template <int WIDTH> struct split_rows {
+    uint32_t first, last;
+    bool in_first[WIDTH];
+};
+
+/* value[e] of unit u for each of the lane's numbers */
+template <int WIDTH, int UNITS>
+__device__ __forceinline__ float pick(const of_units<UNITS> &first, const of_units<UNITS> &last,
+                                      const split_rows<WIDTH> &rows, int e, int u) {
+    if (e == 0) return first.x[u];
+    if (e == WIDTH - 1) return last.x[u];
+    return rows.in_first[e] ? first.x[u] : last.x[u];
+}
+
+/* A lane's numbers of one group of rows meet a pass's units: each joins, then asks. keys, queries: of the group. */
+template <int WIDTH, int UNITS>
+__device__ __forceinline__ void meet(numbers<WIDTH> &state, numbers<WIDTH> (&sum)[UNITS],
+                                     const numbers<WIDTH> (&v)[UNITS], const float *keys, const float *queries,
+                                     const split_rows<WIDTH> &rows, bool join, bool ask) {
+    of_units<UNITS> k[2] = {}, q[2] = {};
+    if (join) {
+        k[0] = load_units<UNITS>(keys + rows.first * UNITS);
+        k[1] = WIDTH == 1 ? k[0] : load_units<UNITS>(keys + rows.last * UNITS);
+    }
+    if (ask) {
+        q[0] = load_units<UNITS>(queries + rows.first * UNITS);
+        q[1] = WIDTH == 1 ? q[0] : load_units<UNITS>(queries + rows.last * UNITS);
+    }
+#pragma unroll
+    for (int u = 0; u < UNITS; u++) {
+#pragma unroll
+        for (int e = 0; e < WIDTH; e++) {
+            if (join) state.x[e] = fmaf(pick<WIDTH, UNITS>(k[0], k[1], rows, e, u), v[u].x[e], state.x[e]);
+            if (ask) sum[u].x[e] = fmaf(pick<WIDTH, UNITS>(q[0], q[1], rows, e, u), state.x[e], sum[u].x[e]);
+        }
+    }
+}
+
+/* The lane's part of the values that join in a pass, zero for units that do not. */
+template <int WIDTH, int UNITS>
+__device__ __forceinline__ void load_values(numbers<WIDTH> (&v)[UNITS], const hla_cuda_stream &call, const place &at,
+                                            const units &work, uint32_t first, uint32_t lane) {
+    const uint32_t width = (uint32_t)call.value_dim + 1;
+#pragma unroll
+    for (int u = 0; u < UNITS; u++) {
+        const uint32_t unit = first + u, t = UNITS == 1 ? 0 : unit / work.each;
+        const bool joins = call.v.data && lane < width && unit < work.count && t * work.each == unit;
+#pragma unroll
+        for (int e = 0; e < WIDTH; e++) {
+            const uint32_t column = (lane * WIDTH + e) % width;
+            v[u].x[e] = joins ? 1 : 0;
+            if (joins && column < call.value_dim)
+                v[u].x[e] =
+                    load_element(call.v.data, row_of(call.v, at.b, t, at.h) + column * call.v.stride[3], call.dtype);
+        }
     }
 }
 
@@ -118,35 +192,25 @@ __device__ void expand(float *keys, float *queries, const hla_cuda_stream &call,
  */
 template <int WIDTH, int UNITS>
 __device__ void pass(numbers<WIDTH> (&sum)[UNITS], float *keys, float *queries, const hla_cuda_stream &call,
-                     const place &at, const units &work, int64_t first, uint32_t lane) {
-    const uint32_t width = (uint32_t)call.value_dim + 1, rows = (uint32_t)call.rows, groups = at.rows / WIDTH;
-    const bool active = lane < width;
+                     const place &at, const units &work, uint32_t first, uint32_t lane) {
     constexpr int BATCH = UNITS == 1 ? 4 : 2; /* groups of rows on their way from memory: registers suffice */
+    const uint32_t width = (uint32_t)call.value_dim + 1, groups = at.rows / WIDTH, step = width * WIDTH;
+    const bool active = lane < width, join = call.v.data, ask = call.out.data;
     float *state = at.state + (int64_t)lane * WIDTH;
-    const int64_t step = (int64_t)width * WIDTH;
-    numbers<WIDTH> next[BATCH], v[UNITS] = {};
+    numbers<WIDTH> next[BATCH], v[UNITS];
 #pragma unroll
     for (int i = 0; i < BATCH; i++)
-        next[i] = active && i < groups ? load<WIDTH>(state + i * step) : numbers<WIDTH>{};
+        next[i] = active && i < groups ? load<WIDTH>(state + (int64_t)i * step) : numbers<WIDTH>{};
+    load_values<WIDTH, UNITS>(v, call, at, work, first, lane);
     __syncthreads(); /* the features of the pass before are no longer needed */
     expand<UNITS>(keys, queries, call, at, work, first);
-    const int count = (int)min((int64_t)UNITS, work.count - first);
-    uint32_t row[WIDTH];
+    split_rows<WIDTH> rows = {lane * WIDTH / width, (lane * WIDTH + WIDTH - 1) / width, {}};
 #pragma unroll
-    for (int e = 0; e < WIDTH; e++) {
-        const uint32_t column = (lane * WIDTH + e) % width;
-        row[e] = (lane * WIDTH + e) / width;
+    for (int e = 0; e < WIDTH; e++)
+        rows.in_first[e] = (lane * WIDTH + e) / width == rows.first;
 #pragma unroll
-        for (int u = 0; u < UNITS; u++) {
-            sum[u].x[e] = 0;
-            if (!call.v.data || !active || u >= count || (first + u) % work.each != 0) continue;
-            const int64_t t = (first + u) / work.each;
-            v[u].x[e] =
-                column == call.value_dim
-                    ? 1
-                    : load_element(call.v.data, row_of(call.v, at.b, t, at.h) + column * call.v.stride[3], call.dtype);
-        }
-    }
+    for (int u = 0; u < UNITS; u++)
+        sum[u] = {};
     __syncthreads();
     if (!active) return;
     for (uint32_t group = 0; group < groups; group += BATCH) {
@@ -154,24 +218,15 @@ __device__ void pass(numbers<WIDTH> (&sum)[UNITS], float *keys, float *queries, 
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             now[i] = next[i];
-            uint32_t ahead = group + BATCH + i;
-            if (ahead < groups) next[i] = load<WIDTH>(state + ahead * step);
+            const uint32_t ahead = group + BATCH + i;
+            if (ahead < groups) next[i] = load<WIDTH>(state + (int64_t)ahead * step);
         }
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             if (group + i >= groups) break;
-            const uint32_t at_row = (group + i) * WIDTH;
-#pragma unroll
-            for (int u = 0; u < UNITS; u++) {
-                if (u >= count) break;
-#pragma unroll
-                for (int e = 0; e < WIDTH; e++) {
-                    const uint32_t from = u * rows + at_row + row[e];
-                    if (call.v.data) now[i].x[e] = fmaf(keys[from], v[u].x[e], now[i].x[e]);
-                    if (call.out.data) sum[u].x[e] = fmaf(queries[from], now[i].x[e], sum[u].x[e]);
-                }
-            }
-            if (call.v.data) store<WIDTH>(state + (group + i) * step, now[i]);
+            const uint32_t features = (group + i) * WIDTH * UNITS;
+            meet<WIDTH, UNITS>(now[i], sum, v, keys + features, queries + features, rows, join, ask);
+            if (join) store<WIDTH>(state + (int64_t)(group + i) * step, now[i]);
         }
     }
 }
@@ -199,14 +254,14 @@ __device__ void store_sums(float *partial, float *scratch, const numbers<WIDTH> 
 
 /* Rows out[b,t,h,:] of a pair from the sums of all its ranges. */
 __device__ void finish_pair(const hla_cuda_stream &call, const place &at, const units &work) {
-    const int64_t width = call.value_dim + 1, step = work.count * width;
+    const int64_t width = call.value_dim + 1, step = work.count * width; /* of a range */
     const float *base = call.partial + at.pair * call.ranges * step;
     for (int64_t i = threadIdx.x; i < work.count * call.value_dim; i += blockDim.x) {
-        const int64_t unit = i / call.value_dim, x = i - unit * call.value_dim;
-        const int64_t t = unit / work.each, member = unit - t * work.each;
+        const uint32_t unit = (uint32_t)(i / call.value_dim), t = unit / work.each, member = unit - t * work.each;
+        const int64_t x = i - unit * call.value_dim;
         const float *from = base + unit * width;
         float sum = 0, denominator = 0;
-#pragma unroll 4
+#pragma unroll 8
         for (int64_t range = 0; range < call.ranges; range++) {
             sum += __ldcg(from + range * step + x);
             denominator += __ldcg(from + range * step + call.value_dim);
@@ -234,7 +289,7 @@ __device__ bool is_last(const hla_cuda_stream &call, const place &at) {
 
 /* Shared memory: features of keys [UNITS][rows], of queries [UNITS][rows], scratch [4 (V+1)] with WIDTH 4. */
 template <int WIDTH, int UNITS>
-__global__ void __launch_bounds__(MOST_THREADS) stream_ranges(const __grid_constant__ hla_cuda_stream call) {
+__global__ void __maxnreg__(UNITS == 1 ? 80 : 128) stream_ranges(const __grid_constant__ hla_cuda_stream call) {
     extern __shared__ __align__(16) float shared[];
     float *keys = shared, *queries = keys + UNITS * call.rows, *scratch = queries + UNITS * call.rows;
     const units work = units_of(call);
@@ -242,12 +297,12 @@ __global__ void __launch_bounds__(MOST_THREADS) stream_ranges(const __grid_const
     for (int64_t unit = blockIdx.x; unit < call.batch * call.kv_heads * call.ranges; unit += gridDim.x) {
         const place at = place_of(call, unit);
         for (uint32_t lanes = 0; lanes < width; lanes += blockDim.x) {
-            for (int64_t first = 0; first < work.count; first += UNITS) {
+            for (uint32_t first = 0; first < work.count; first += UNITS) {
                 numbers<WIDTH> sum[UNITS];
                 pass<WIDTH, UNITS>(sum, keys, queries, call, at, work, first, lanes + threadIdx.x);
                 if (!call.out.data) continue;
                 float *partial = call.partial + ((at.pair * call.ranges + at.range) * work.count + first) * width;
-                store_sums<WIDTH, UNITS>(partial, scratch, sum, (int)min((int64_t)UNITS, work.count - first), width,
+                store_sums<WIDTH, UNITS>(partial, scratch, sum, (int)min((uint32_t)UNITS, work.count - first), width,
                                          lanes + threadIdx.x);
             }
         }
@@ -298,7 +353,8 @@ unsigned blocks_for(int64_t count, int64_t most) {
 extern "C" int hla_cuda_stream_run(const hla_cuda_stream *call, void *stream) {
     const int64_t group = call->out.data ? call->heads / call->kv_heads : 1;
     const bool one = group * call->tokens == 1;
-    const bool aligned = call->rank % 4 == 0 && (uintptr_t)call->state % 16 == 0 && call->value_dim < MOST_THREADS;
+    const bool aligned = call->rank % 4 == 0 && (uintptr_t)call->state % 16 == 0 && call->value_dim < MOST_THREADS &&
+                         call->value_dim >= 3;
     cudaStream_t queue = (cudaStream_t)stream;
     if (aligned) return one ? launch<4, 1>(call, queue) : launch<4, 4>(call, queue);
     return one ? launch<1, 1>(call, queue) : launch<1, 4>(call, queue);
