@@ -56,45 +56,48 @@ template <int BYTES> __device__ __forceinline__ void copy_later(uint32_t to, con
                      : "memory");
 }
 
-/* Tokens first ... first + valid of a head. */
-struct place {
-    int64_t b, first;
-    int head, valid;
+/* Walks over a state's chunks, head by head. */
+struct walker {
+    int64_t b, first, count; /* of the sequence */
+    int head, chunk, chunks; /* chunks: of the sequence, one head */
+
+    __device__ __forceinline__ walker(const arguments &in, int state) {
+        const int sequence = state / in.key_heads;
+        b = sequence, first = 0, count = in.call.tokens;
+        if (in.call.spans) {
+            const hla_hopper_span span = in.call.spans[sequence];
+            b = span.b, first = span.first, count = span.count;
+        }
+        head = (state - sequence * in.key_heads) * (int)in.call.group, chunk = 0;
+        chunks = (int)((count + CHUNK - 1) / CHUNK);
+    }
+    __device__ __forceinline__ void skip(int steps) {
+        chunk += steps;
+        if (chunk >= chunks && chunks > 0) head += chunk / chunks, chunk %= chunks;
+    }
 };
 
-__device__ __forceinline__ place place_of(const arguments &in, int64_t state, int64_t at) {
-    const hla_gram_call &call = in.call;
-    const int64_t sequence = state / in.key_heads;
-    hla_hopper_span span = {sequence, 0, call.tokens, 0};
-    if (call.spans) span = call.spans[sequence];
-    const int64_t chunks = (span.count + CHUNK - 1) / CHUNK, left = span.count - at % chunks * CHUNK;
-    place found;
-    found.b = span.b, found.first = span.first + at % chunks * CHUNK;
-    found.head = (int)(state % in.key_heads * call.group + at / chunks);
-    found.valid = (int)(left < CHUNK ? left : CHUNK);
-    return found;
+/* Tokens of the chunk that count. */
+__device__ __forceinline__ int valid_tokens(const walker &at) {
+    const int left = (int)at.count - at.chunk * CHUNK;
+    return left < CHUNK ? left : CHUNK;
 }
 
-__device__ __forceinline__ int64_t chunks_of(const arguments &in, int64_t state) {
-    const int64_t count = in.call.spans ? in.call.spans[state / in.key_heads].count : in.call.tokens;
-    return (count + CHUNK - 1) / CHUNK * in.call.group;
-}
-
-/* `width` numbers of each token, a multiple of 8, from a column on. */
+/* `width` numbers of each token, 8 times a power of two, from a column on. */
 template <int WIDTH>
-__device__ __forceinline__ void copy_feature(uint32_t to, const hla_cuda_view &view, const place &at, int column,
+__device__ __forceinline__ void copy_feature(uint32_t to, const hla_cuda_view &view, const walker &at, int column,
                                              int width) {
-    const int pieces = width / 8;
-    for (int i = (int)threadIdx.x; i < CHUNK * pieces; i += THREADS) {
-        const int t = i / pieces, x = i % pieces * 8;
-        const bool valid = t < at.valid;
+    const int shift = __ffs(width / 8) - 1, valid = valid_tokens(at);
+    const uint16_t *from = row_of(view, at.b, at.first + (int64_t)at.chunk * CHUNK, at.head) + column;
+    for (int i = (int)threadIdx.x; i < CHUNK << shift; i += THREADS) {
+        const int t = i >> shift, x = (i - (t << shift)) * 8;
         copy_later<16>(to + (uint32_t)(t * tile<WIDTH>::STRIDE + x) * 2,
-                       row_of(view, at.b, at.first + (valid ? t : 0), at.head) + column + x, valid);
+                       from + (t < valid ? t : 0) * view.stride[1] + x, t < valid);
     }
 }
 
 template <int R2, bool HALF>
-__device__ __forceinline__ void copy_chunk(const arguments &in, uint32_t stage, const place &at, int a_first) {
+__device__ __forceinline__ void copy_chunk(const arguments &in, uint32_t stage, const walker &at, int a_first) {
     using G = sizes<R2, HALF>;
     const hla_gram_call &call = in.call;
     if (call.f1_inner.data) {
@@ -107,9 +110,9 @@ __device__ __forceinline__ void copy_chunk(const arguments &in, uint32_t stage, 
     copy_feature<R2>(stage + G::F2, call.f2, at, 0, R2);
     if (call.c && threadIdx.x < CHUNK) {
         const int t = (int)threadIdx.x;
-        const bool valid = t < at.valid;
-        copy_later<4>(stage + G::C + 4 * t,
-                      call.c + (at.b * call.heads + at.head) * call.tokens + at.first + (valid ? t : 0), valid);
+        const bool valid = t < valid_tokens(at);
+        const float *c = call.c + (at.b * call.heads + at.head) * call.tokens + at.first + (int64_t)at.chunk * CHUNK;
+        copy_later<4>(stage + G::C + 4 * t, c + (valid ? t : 0), valid);
     }
 }
 
@@ -231,22 +234,25 @@ template <int R2, bool HALF> __global__ __launch_bounds__(THREADS) void gram(con
     using G = sizes<R2, HALF>;
     extern __shared__ __align__(16) char memory[];
     const uint32_t shared = ptx::shared_address(memory);
-    const int64_t state = blockIdx.x / in.parts;
-    const int part = (int)(blockIdx.x % in.parts), a_first = (int)blockIdx.y * ROWS;
+    const int state = (int)blockIdx.x / in.parts, part = (int)blockIdx.x % in.parts, a_first = (int)blockIdx.y * ROWS;
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    const int64_t chunks = chunks_of(in, state);
-    const int64_t begin = chunks * part / in.parts, end = chunks * (part + 1) / in.parts;
+    walker ahead(in, state);
+    const int64_t chunks = (int64_t)ahead.chunks * in.call.group;
+    const int begin = (int)(chunks * part / in.parts), end = (int)(chunks * (part + 1) / in.parts);
+    ahead.skip(begin);
     float sum[R2 / 8][4];
 #pragma unroll
     for (int j = 0; j < R2 / 8; j++)
         sum[j][0] = sum[j][1] = sum[j][2] = sum[j][3] = 0;
-    for (int64_t ahead = begin; ahead < begin + 2; ahead++) {
-        if (ahead < end)
-            copy_chunk<R2, HALF>(in, shared + (int)(ahead & 1) * G::STAGE, place_of(in, state, ahead), a_first);
+    auto copy_next = [&](int at) {
+        if (at < end) copy_chunk<R2, HALF>(in, shared + (at & 1) * G::STAGE, ahead, a_first);
         asm volatile("cp.async.commit_group;" ::: "memory");
-    }
-    for (int64_t at = begin; at < end; at++) {
-        const int stage = (int)(at & 1) * G::STAGE;
+        ahead.skip(1);
+    };
+    copy_next(begin);
+    copy_next(begin + 1);
+    for (int at = begin; at < end; at++) {
+        const int stage = (at & 1) * G::STAGE;
         asm volatile("cp.async.wait_group 1;" ::: "memory");
         __syncthreads();
         split_rows<R2, HALF>(in, memory, memory + stage, a_first);
@@ -261,8 +267,7 @@ template <int R2, bool HALF> __global__ __launch_bounds__(THREADS) void gram(con
             if constexpr (HALF) multiply_tokens<R2>(sum, shared + G::COARSE, shared + G::F2_FINE, a, token, lane);
         }
         __syncthreads();
-        if (at + 2 < end) copy_chunk<R2, HALF>(in, shared + stage, place_of(in, state, at + 2), a_first);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        copy_next(at + 2);
     }
     store_sums<R2>(in, (float *)memory, sum, state, part, a_first, warp, lane);
 }
