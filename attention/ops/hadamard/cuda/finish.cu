@@ -8,13 +8,14 @@
 namespace {
 
 constexpr int THREADS = 256;
-constexpr int ROWS = 16; /* of a state, a block */
+constexpr int ROWS = THREADS / 16; /* of a state, a block */
 
 struct arguments {
     hla_hopper_side side;
     hla_hopper_state state;
     hla_hopper_division division;
-    int length, rank1, rank2, width;
+    line::shares shares;
+    int rank1, rank2, width;
     float sigma;
 };
 
@@ -31,28 +32,25 @@ __device__ stretch stretch_of(const arguments &in, int state) {
     stretch found;
     found.begin = units * heads + state % key_heads * chunks * group;
     found.end = found.begin + chunks * group;
-    auto group_at = [&](int position) {
-        int guess = (int)((int64_t)position * in.division.groups / in.length);
-        while (guess > 0 && line::group_begin(in.length, in.division.groups, guess) > position)
-            guess--;
-        while (line::group_begin(in.length, in.division.groups, guess + 1) <= position)
-            guess++;
-        return guess;
-    };
     found.first = 0, found.last = -1;
-    if (found.end > found.begin) found.first = group_at(found.begin), found.last = group_at(found.end - 1);
+    if (found.end > found.begin)
+        found.first = line::group_at(in.shares, found.begin), found.last = line::group_at(in.shares, found.end - 1);
     return found;
+}
+
+__device__ __forceinline__ int64_t slot_of(const arguments &in, const stretch &parts, int group) {
+    if (group > parts.first) return 2 * group; /* these begin within the stretch */
+    return line::partial_slot(group, line::group_begin(in.shares, group), parts.begin);
 }
 
 /* Eight neighbouring columns, as permuted, of row f. */
 template <bool HALF>
 __device__ void add_parts(const arguments &in, const stretch &parts, int state, int64_t rank, int64_t f, int column) {
     float sum[8] = {};
+    const float *from = in.state.partial + f * in.width + column;
+#pragma unroll 4
     for (int group = parts.first; group <= parts.last; group++) {
-        int begin = line::group_begin(in.length, in.division.groups, group);
-        if (line::group_begin(in.length, in.division.groups, group + 1) == begin) continue; /* an empty group */
-        int64_t slot = line::partial_slot(group, begin, parts.begin);
-        const float4 *part = (const float4 *)(in.state.partial + (slot * rank + f) * in.width + column);
+        const float4 *part = (const float4 *)(from + slot_of(in, parts, group) * rank * in.width);
         float4 low = part[0], high = part[1];
         sum[0] += low.x, sum[1] += low.y, sum[2] += low.z, sum[3] += low.w;
         sum[4] += high.x, sum[5] += high.y, sum[6] += high.z, sum[7] += high.w;
@@ -72,21 +70,21 @@ __device__ void add_parts(const arguments &in, const stretch &parts, int state, 
     *(uint4 *)((uint16_t *)in.state.s + row * in.width + column) = packed;
 }
 
-template <bool HALF>
-__device__ void finish_z(const arguments &in, const stretch &parts, int state, int64_t rank, int64_t f) {
+/* z of row f, summed by 16 neighbouring threads of a warp. */
+__device__ float sum_z(const arguments &in, const stretch &parts, int state, int64_t rank, int64_t f) {
+    const int slice = (int)(f / in.rank2) / 16, lane = threadIdx.x % 16;
+    const int helpers = hla_hopper_helpers(in.division, slice), most = hla_hopper_helpers(in.division, 0);
     float z = 0;
-    if (in.state.z_given) {
-        z = in.state.z_given[state * rank + f];
-    } else {
-        const int slice = (int)(f / in.rank2) / 16;
-        const int helpers = hla_hopper_helpers(in.division, slice), most = hla_hopper_helpers(in.division, 0);
-        for (int group = parts.first; group <= parts.last; group++) {
-            int begin = line::group_begin(in.length, in.division.groups, group);
-            if (line::group_begin(in.length, in.division.groups, group + 1) == begin) continue;
-            for (int helper = 0; helper < helpers; helper++)
-                z += in.state.z_partial[((int64_t)(group + state) * most + helper) * rank + f];
-        }
-    }
+#pragma unroll 4
+    for (int i = lane; i < (parts.last - parts.first + 1) * helpers; i += 16)
+        z += in.state.z_partial[((int64_t)(parts.first + i / helpers + state) * most + i % helpers) * rank + f];
+#pragma unroll
+    for (int step = 8; step > 0; step /= 2)
+        z += __shfl_xor_sync(0xffffffffu, z, step);
+    return z;
+}
+
+template <bool HALF> __device__ void store_z(const arguments &in, int state, int64_t rank, int64_t f, float z) {
     int64_t row = state * rank + f;
     if (in.state.initial) z += in.state.initial[row * (in.width + 1) + in.width];
     if (in.state.final) in.state.final[row * (in.width + 1) + in.width] = z;
@@ -105,7 +103,9 @@ template <bool HALF> __global__ __launch_bounds__(THREADS) void finish(const __g
     const int state = (int)(blockIdx.x / blocks);
     const int64_t first = blockIdx.x % blocks * ROWS;
     const stretch parts = stretch_of(in, state);
-    if ((int)threadIdx.x < ROWS) finish_z<HALF>(in, parts, state, rank, first + threadIdx.x);
+    const int64_t z_row = first + threadIdx.x / 16;
+    float z = in.state.z_given ? in.state.z_given[state * rank + z_row] : sum_z(in, parts, state, rank, z_row);
+    if (threadIdx.x % 16 == 0) store_z<HALF>(in, state, rank, z_row, z);
     if (parts.first == parts.last) return; /* written whole */
     const int pieces = in.width / 8;
     for (int i = threadIdx.x; i < ROWS * pieces; i += THREADS)
@@ -118,7 +118,7 @@ int hla_hopper_finish(const hla_hopper_shape *shape, const hla_hopper_division *
                       const hla_hopper_state *state, cudaStream_t stream) {
     arguments in = {};
     in.side = *side, in.state = *state, in.division = *division;
-    in.length = (int)(side->units * side->heads);
+    in.shares = line::share((int)(side->units * side->heads), division->groups);
     in.rank1 = (int)shape->rank1, in.rank2 = (int)shape->rank2, in.width = (int)shape->value_dim;
     in.sigma = shape->sigma;
     cudaLaunchAttribute overlap = {};

@@ -37,8 +37,23 @@ struct segment {
     int state_begin, state_end; /* the state's whole stretch */
 };
 
-__device__ __forceinline__ int group_begin(int length, int groups, int group) {
-    return (int)((int64_t)length * group / groups);
+/* How groups share the line: the first `rest` of them have a chunk more than `each`. */
+struct shares {
+    int length, groups, each, rest;
+};
+
+static inline shares share(int length, int groups) {
+    if (groups > length) groups = length;
+    return {length, groups, groups > 0 ? length / groups : 0, groups > 0 ? length % groups : 0};
+}
+
+__device__ __forceinline__ int group_begin(const shares &s, int group) {
+    return group * s.each + min(group, s.rest);
+}
+
+__device__ __forceinline__ int group_at(const shares &s, int position) {
+    int longer = s.rest * (s.each + 1); /* chunks of the groups that have one more */
+    return position < longer ? position / (s.each + 1) : s.rest + (position - longer) / s.each;
 }
 
 /* The segment at position `begin` of a stretch that ends at `end`. */

@@ -28,13 +28,26 @@ struct arguments {
 };
 
 template <int R2, int V> struct stage {
-    static constexpr int Z_ROWS = R2 == 128 ? 32 : 64; /* values of a, a stage of z */
+    static constexpr int Z_ROWS = R2 == 128 ? 32 : R2; /* values of a, a stage of z */
     static constexpr int Z_HALF = Z_ROWS * R2 * 2;     /* bytes of the coarse half of z, and of the fine one */
     static constexpr int S = 64 * V * 2;
     static constexpr int BYTES = S > 2 * Z_HALF ? S : 2 * Z_HALF;
-    static constexpr int FIT = (SHARED_LIMIT - 2048) / BYTES, COUNT = FIT < 12 ? FIT : 12;
-    static constexpr int SHARED = COUNT * BYTES + 1024 + 2 * 8 * COUNT;
+    static constexpr int PLACE = 32; /* bytes that tell of a tile, with its first stage */
+    static constexpr int FIT = (SHARED_LIMIT - 1024) / (BYTES + PLACE + 16), COUNT = FIT < 12 ? FIT : 12;
+    static constexpr int SHARED = COUNT * (BYTES + PLACE + 16) + 1024;
     static_assert(BYTES % 1024 == 0, "stages keep the alignment that swizzling needs");
+};
+
+/* Where the parts of all stages are. */
+template <int R2, int V> struct ring {
+    using G = stage<R2, V>;
+    uint32_t stages, places, full, empty;
+    __device__ __forceinline__ explicit ring(const void *memory) {
+        stages = (ptx::shared_address(memory) + 1023u) & ~1023u;
+        places = stages + G::COUNT * G::BYTES;
+        full = places + G::COUNT * G::PLACE;
+        empty = full + 8 * G::COUNT;
+    }
 };
 
 /* A tile of 256 tokens. */
@@ -43,7 +56,7 @@ struct place {
     int state, head;
 };
 
-/* In 32-bit numbers: divisions of longer ones took a quarter of the time of a small state's tile. */
+/* By the third warpgroup only, which has time for divisions. */
 __device__ __forceinline__ place place_of(const arguments &in, int tile) {
     const int sequence = line::sequence_at(in.side, tile);
     const hla_hopper_span span = line::span_of(in.side, sequence);
@@ -62,40 +75,67 @@ __device__ __forceinline__ int64_t row_offset(const hla_cuda_view &view, int64_t
     return b * view.stride[0] + t * view.stride[1] + h * view.stride[2];
 }
 
-/* ---- the third warpgroup: one thread ---- */
+/* ---- the third warpgroup ---- */
 
-template <int R2, int V>
-__device__ __forceinline__ void load_states(const arguments &in, uint32_t shared, uint32_t full, uint32_t empty) {
+/* Brings the states that the block's tiles read, and says where each tile is. One thread. */
+template <int R2, int V> __device__ __forceinline__ void load_states(const arguments &in, const ring<R2, V> &ring) {
     using G = stage<R2, V>;
     const int rank = in.rank1 * R2;
     int filling = 0;
     uint32_t parity = 1;
     for (int tile = blockIdx.x; tile < in.tiles; tile += gridDim.x) {
-        const int state = place_of(in, tile).state;
+        const place at = place_of(in, tile);
+        bool first = true;
         auto next = [&](uint32_t bytes) {
-            ptx::barrier_wait(empty + 8 * filling, parity);
-            ptx::barrier_expect(full + 8 * filling, bytes);
+            ptx::barrier_wait(ring.empty + 8 * filling, parity);
+            uint32_t to = ring.places + filling * G::PLACE;
+            if (first) {
+                ptx::store_shared(to, make_uint4(at.b, at.first, at.count, at.head));
+                first = false;
+            }
+            ptx::barrier_expect(ring.full + 8 * filling, bytes);
         };
         auto done = [&]() {
             if (++filling == G::COUNT) filling = 0, parity ^= 1;
         };
         for (int a = 0; in.options.normalised && a < in.rank1; a += G::Z_ROWS) {
             next(2 * G::Z_HALF);
-            uint32_t at = shared + filling * G::BYTES, barrier = full + 8 * filling;
+            uint32_t to = ring.stages + filling * G::BYTES, barrier = ring.full + 8 * filling;
             for (int part = 0; part < 2; part++)
                 for (int half = 0; half < (R2 + 63) / 64; half++)
-                    ptx::copy_rows(at + part * G::Z_HALF + half * (G::Z_ROWS * 128), &in.z, barrier, 64 * half,
-                                   (state * 2 + part) * in.rank1 + a);
+                    ptx::copy_rows(to + part * G::Z_HALF + half * (G::Z_ROWS * 128), &in.z, barrier, 64 * half,
+                                   (at.state * 2 + part) * in.rank1 + a);
             done();
         }
 #pragma unroll 1
         for (int row = 0; row < rank; row += 64) {
             next(G::S);
-            uint32_t at = shared + filling * G::BYTES, barrier = full + 8 * filling;
+            uint32_t to = ring.stages + filling * G::BYTES, barrier = ring.full + 8 * filling;
             for (int half = 0; half < V / 64; half++)
-                ptx::copy_rows(at + half * 8192, &in.s, barrier, 64 * half, state * rank + row);
+                ptx::copy_rows(to + half * 8192, &in.s, barrier, 64 * half, at.state * rank + row);
             done();
         }
+    }
+}
+
+/* Asks for the features of the tile after the one that begins, so that they are near when it ends. One warp. */
+template <int R2, int V>
+__device__ __forceinline__ void fetch_features(const arguments &in, const ring<R2, V> &ring, int lane) {
+    using G = stage<R2, V>;
+    const int stages = in.rank1 * R2 / 64 + (in.options.normalised ? (in.rank1 + G::Z_ROWS - 1) / G::Z_ROWS : 0);
+    int reading = 0;
+    uint32_t parity = 0;
+    for (int tile = blockIdx.x; tile + gridDim.x < in.tiles; tile += gridDim.x) {
+        ptx::barrier_wait(ring.full + 8 * reading, parity);
+        const place at = place_of(in, tile + gridDim.x);
+        const uint16_t *f1 = (const uint16_t *)in.side.f1.data + row_offset(in.side.f1, at.b, at.first, at.head);
+        const uint16_t *f2 = (const uint16_t *)in.side.f2.data + row_offset(in.side.f2, at.b, at.first, at.head);
+        for (int t = lane; t < min(at.count, TILE); t += 32) {
+            ptx::prefetch(f1 + t * in.side.f1.stride[1]);
+            ptx::prefetch(f2 + t * in.side.f2.stride[1]);
+        }
+        for (reading += stages; reading >= G::COUNT; reading -= G::COUNT)
+            parity ^= 1;
     }
 }
 
@@ -105,8 +145,8 @@ __device__ __forceinline__ void load_states(const arguments &in, uint32_t shared
 template <int WHICH> constexpr uint32_t SPREAD = WHICH ? 0x3232 : 0x1010;
 
 template <int R2, int V, bool HALF>
-__device__ __forceinline__ void read_states(const arguments &in, uint32_t shared, uint32_t full, uint32_t empty,
-                                            int warpgroup, int warp, int lane) {
+__device__ __forceinline__ void read_states(const arguments &in, const ring<R2, V> &ring, int warpgroup, int warp,
+                                            int lane) {
     using G = stage<R2, V>;
     constexpr int STEPS = R2 / 16;                           /* of 16 values of b */
     constexpr int PENDING = (R2 == 128 ? 1 : 2) * TILES - 1; /* products in flight: each keeps four registers */
@@ -117,21 +157,38 @@ __device__ __forceinline__ void read_states(const arguments &in, uint32_t shared
         if (++reading == G::COUNT) reading = 0, parity ^= 1;
     };
     for (int tile = blockIdx.x; tile < in.tiles; tile += gridDim.x) {
-        const place at = place_of(in, tile);
+        ptx::barrier_wait(ring.full + 8 * reading, parity); /* the place comes with the first stage */
+        const uint4 place = ptx::load_shared(ring.places + reading * G::PLACE); /* b, first, count, head */
+        const int count = (int)place.z;
+        const uint16_t *f1_rows = (const uint16_t *)in.side.f1.data + row_offset(in.side.f1, place.x, place.y, place.w);
+        const uint16_t *f2_rows = (const uint16_t *)in.side.f2.data + row_offset(in.side.f2, place.x, place.y, place.w);
         const uint16_t *f1[TILES][2]; /* rows of factor 1; tokens beyond the last read the last one */
         uint32_t f2[TILES][STEPS][4];
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                int token = (warpgroup * TILES + t) * 64 + 16 * warp + lane / 4 + 8 * r;
-                token = at.first + (token < at.count ? token : at.count - 1);
-                f1[t][r] = (const uint16_t *)in.side.f1.data + row_offset(in.side.f1, at.b, token, at.head);
-                const uint16_t *row = (const uint16_t *)in.side.f2.data + row_offset(in.side.f2, at.b, token, at.head);
+                const int token = min((warpgroup * TILES + t) * 64 + 16 * warp + lane / 4 + 8 * r, count - 1);
+                f1[t][r] = f1_rows + token * (int)in.side.f1.stride[1];
+                const uint16_t *row = f2_rows + token * (int)in.side.f2.stride[1];
 #pragma unroll
                 for (int step = 0; step < STEPS; step++) {
                     f2[t][step][r] = *(const uint32_t *)(row + 16 * step + 2 * (lane & 3));
                     f2[t][step][r + 2] = *(const uint32_t *)(row + 16 * step + 8 + 2 * (lane & 3));
+                }
+            }
+        /* All that a tile begins with is asked for at once: a trip to memory takes as long as several products. */
+        uint2 next[TILES][2];
+        uint32_t f1_pairs[TILES][2][G::Z_ROWS / 8]; /* values 8j + 2 (lane % 4) and the next, for d */
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                next[t][r] = *(const uint2 *)f1[t][r];
+#pragma unroll
+                for (int j = 0; j < G::Z_ROWS / 8; j++) {
+                    bool there = in.options.normalised && 8 * j < in.rank1;
+                    f1_pairs[t][r][j] = there ? *(const uint32_t *)(f1[t][r] + 8 * j + 2 * (lane & 3)) : 0;
                 }
             }
         float factor[TILES][2]; /* what the sums are multiplied by */
@@ -141,8 +198,8 @@ __device__ __forceinline__ void read_states(const arguments &in, uint32_t shared
             factor[t][0] = factor[t][1] = 0;
         for (int first = 0; in.options.normalised && first < in.rank1; first += G::Z_ROWS) {
             float z[TILES][G::Z_ROWS / 2]; /* sum over b of f2_b z_ab, for a = first + column */
-            ptx::barrier_wait(full + 8 * reading, parity);
-            uint32_t stage_at = shared + reading * G::BYTES;
+            ptx::barrier_wait(ring.full + 8 * reading, parity);
+            uint32_t stage_at = ring.stages + reading * G::BYTES;
             wgmma::fence();
 #pragma unroll
             for (int t = 0; t < TILES; t++)
@@ -161,7 +218,7 @@ __device__ __forceinline__ void read_states(const arguments &in, uint32_t shared
 #pragma unroll
             for (int t = 0; t < TILES; t++)
                 wgmma::settle(z[t]);
-            if (lane == 0) ptx::barrier_arrive(empty + 8 * reading);
+            if (lane == 0) ptx::barrier_arrive(ring.empty + 8 * reading);
             advance();
 #pragma unroll
             for (int t = 0; t < TILES; t++)
@@ -169,9 +226,12 @@ __device__ __forceinline__ void read_states(const arguments &in, uint32_t shared
                 for (int r = 0; r < 2; r++)
 #pragma unroll
                     for (int j = 0; j < G::Z_ROWS / 8; j++) {
-                        if (first + 8 * j >= in.rank1) continue;
-                        float2 a = ptx::unpack<HALF>(*(const uint32_t *)(f1[t][r] + first + 8 * j + 2 * (lane & 3)));
+                        float2 a = ptx::unpack<HALF>(f1_pairs[t][r][j]);
+                        if (first + 8 * j >= in.rank1) continue; /* z holds other numbers there */
                         factor[t][r] += a.x * z[t][4 * j + 2 * r] + a.y * z[t][4 * j + 2 * r + 1];
+                        int later = first + G::Z_ROWS + 8 * j;
+                        if (later < in.rank1)
+                            f1_pairs[t][r][j] = *(const uint32_t *)(f1[t][r] + later + 2 * (lane & 3));
                     }
         }
 #pragma unroll
@@ -189,25 +249,6 @@ __device__ __forceinline__ void read_states(const arguments &in, uint32_t shared
 #pragma unroll
             for (int i = 0; i < V / 2; i++)
                 sums[t][i] = 0;
-        uint2 next[TILES][2];
-#pragma unroll
-        for (int t = 0; t < TILES; t++)
-#pragma unroll
-            for (int r = 0; r < 2; r++)
-                next[t][r] = *(const uint2 *)f1[t][r];
-        if (tile + gridDim.x < in.tiles && (lane & 3) < 2) { /* the next tile's features */
-            const place then = place_of(in, tile + gridDim.x);
-#pragma unroll
-            for (int t = 0; t < TILES; t++)
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    int token = (warpgroup * TILES + t) * 64 + 16 * warp + lane / 4 + 8 * r;
-                    if (token >= then.count) continue;
-                    const hla_cuda_view &view = lane & 1 ? in.side.f2 : in.side.f1;
-                    ptx::prefetch((const uint16_t *)view.data +
-                                  row_offset(view, then.b, then.first + token, then.head));
-                }
-        }
         uint32_t release = 0;
         /* Warpgroup 1 starts some stages behind warpgroup 0 and stays there: what one does between its products runs
          * beside the other's. */
@@ -228,8 +269,8 @@ __device__ __forceinline__ void read_states(const arguments &in, uint32_t shared
                 }
 #pragma unroll
             for (int i = 0; i < R2 / 16; i++) {
-                ptx::barrier_wait(full + 8 * reading, parity);
-                const uint64_t b = wgmma::describe(shared + reading * G::BYTES, 8192, 1024, wgmma::SWIZZLE_128);
+                ptx::barrier_wait(ring.full + 8 * reading, parity);
+                const uint64_t b = wgmma::describe(ring.stages + reading * G::BYTES, 8192, 1024, wgmma::SWIZZLE_128);
 #pragma unroll
                 for (int quarter = 0; quarter < 4; quarter++) {
                     const int slab = 4 * i + quarter; /* of 16 rows, among those of the four values of a */
@@ -252,10 +293,11 @@ __device__ __forceinline__ void read_states(const arguments &in, uint32_t shared
                         wgmma::commit();
                     }
                 }
-                release = empty + 8 * reading;
+                release = ring.empty + 8 * reading;
                 advance();
             }
         }
+        uint16_t *out = (uint16_t *)in.side.rows.data + row_offset(in.side.rows, place.x, place.y, place.w);
         wgmma::wait<0>();
 #pragma unroll
         for (int t = 0; t < TILES; t++)
@@ -265,10 +307,9 @@ __device__ __forceinline__ void read_states(const arguments &in, uint32_t shared
         for (int t = 0; t < TILES; t++)
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                int token = (warpgroup * TILES + t) * 64 + 16 * warp + lane / 4 + 8 * r;
-                if (token >= at.count) continue;
-                uint16_t *row = (uint16_t *)in.side.rows.data +
-                                row_offset(in.side.rows, at.b, at.first + token, at.head) + 8 * (lane & 3);
+                const int token = (warpgroup * TILES + t) * 64 + 16 * warp + lane / 4 + 8 * r;
+                if (token >= count) continue;
+                uint16_t *row = out + token * (int)in.side.rows.stride[1] + 8 * (lane & 3);
                 const float s = factor[t][r];
 #pragma unroll
                 for (int j = 0; j < V / 32; j++) {
@@ -289,26 +330,26 @@ __global__ __launch_bounds__(THREADS, 1) void query_state(const __grid_constant_
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using G = stage<R2, V>;
     extern __shared__ uint8_t memory[];
-    const uint32_t shared = (ptx::shared_address(memory) + 1023u) & ~1023u;
-    const uint32_t full = shared + G::COUNT * G::BYTES, empty = full + 8 * G::COUNT;
+    const ring<R2, V> ring(memory);
     const int warp = __shfl_sync(0xffffffffu, (int)(threadIdx.x >> 5), 0), lane = threadIdx.x & 31;
     if (threadIdx.x == 0) {
         for (int i = 0; i < G::COUNT; i++) {
-            ptx::barrier_init(full + 8 * i, 1);
-            ptx::barrier_init(empty + 8 * i, 8);
+            ptx::barrier_init(ring.full + 8 * i, 1);
+            ptx::barrier_init(ring.empty + 8 * i, 8);
         }
         ptx::barrier_init_fence();
     }
     __syncthreads();
     if (warp >= 8) {
-        ptx::give_registers<24>();
+        ptx::give_registers<R2 == 128 ? 24 : 40>();
         if (warp == 8 && lane == 0) {
             ptx::wait_for_previous_kernel();
-            load_states<R2, V>(in, shared, full, empty);
+            load_states<R2, V>(in, ring);
         }
+        if (warp == 9) fetch_features<R2, V>(in, ring, lane);
     } else {
-        ptx::take_registers<240>();
-        read_states<R2, V, HALF>(in, shared, full, empty, warp / 4, warp % 4, lane);
+        ptx::take_registers<R2 == 128 ? 240 : 232>();
+        read_states<R2, V, HALF>(in, ring, warp / 4, warp % 4, lane);
     }
 #endif
 }
@@ -366,7 +407,7 @@ extern "C" int hla_hopper_query(const hla_hopper_shape *shape, const hla_hopper_
     int error = hla_rows_map(&in.s, state->s, shape->value_dim, state->states * rank, shape->half, 64, 64);
     if (!error)
         error = hla_rows_map(&in.z, state->z_split, rank2, state->states * 2 * shape->rank1, shape->half,
-                             rank2 < 64 ? rank2 : 64, rank2 == 128 ? 32 : 64);
+                             rank2 < 64 ? rank2 : 64, rank2 == 128 ? 32 : rank2);
     cudaStream_t queue = (cudaStream_t)stream;
     if (!error && in.tiles > 0) {
         if (rank2 == 16)

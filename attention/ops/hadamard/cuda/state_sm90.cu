@@ -23,7 +23,7 @@ struct arguments {
     hla_hopper_side side;
     hla_hopper_state state;
     hla_hopper_division division;
-    int length; /* of the line, in chunks */
+    line::shares shares;
     int rank1;
     int f1_row; /* bytes of a row of f1 in shared memory: 128, 64 or 32 */
     float sigma;
@@ -401,8 +401,8 @@ __global__ __launch_bounds__(THREADS, 1) void build_state(const __grid_constant_
     const ring<R2, TILES, V> ring(memory);
     const int warp = __shfl_sync(0xffffffffu, (int)(threadIdx.x >> 5), 0), lane = threadIdx.x & 31;
     const int group = blockIdx.x / in.division.members, member = blockIdx.x % in.division.members;
-    const int begin = line::group_begin(in.length, in.division.groups, group);
-    const int end = line::group_begin(in.length, in.division.groups, group + 1);
+    const int begin = line::group_begin(in.shares, group);
+    const int end = line::group_begin(in.shares, group + 1);
     if (threadIdx.x == 0) {
         for (int i = 0; i < S::COUNT; i++) {
             ptx::barrier_init(ring.full + 8 * i, 1);
@@ -429,7 +429,7 @@ template <int R2, int TILES, int V, bool HALF, bool WEIGHTED> int launch(const a
     auto *kernel = build_state<R2, TILES, V, HALF, WEIGHTED>;
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::SHARED);
     if (error != cudaSuccess) return (int)error;
-    kernel<<<in.division.groups * in.division.members, THREADS, S::SHARED, stream>>>(in);
+    kernel<<<in.shares.groups * in.division.members, THREADS, S::SHARED, stream>>>(in);
     return (int)cudaGetLastError();
 }
 
@@ -461,12 +461,13 @@ extern "C" int hla_hopper_build(const hla_hopper_shape *shape, const hla_hopper_
                                 const hla_hopper_state *state, void *stream) {
     arguments in = {};
     in.side = *side, in.state = *state, in.division = hla_hopper_divide(shape);
-    in.length = (int)(side->units * side->heads), in.rank1 = (int)shape->rank1;
+    in.shares = line::share((int)(side->units * side->heads), in.division.groups);
+    in.rank1 = (int)shape->rank1;
     in.f1_row = (in.rank1 < 64 ? in.rank1 : 64) * 2, in.sigma = shape->sigma;
     const int rank2 = (int)shape->rank2, width = (int)shape->value_dim;
     cudaStream_t queue = (cudaStream_t)stream;
-    int error = in.length > 0 ? describe_tensors(&in, shape) : 0;
-    if (!error && in.length > 0) {
+    int error = in.shares.length > 0 ? describe_tensors(&in, shape) : 0;
+    if (!error && in.shares.length > 0) {
         if (in.division.tiles == 3)
             error = launch_of_width<64, 3>(in, width, shape->half, queue);
         else if (rank2 == 16)
