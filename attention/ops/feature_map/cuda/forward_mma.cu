@@ -15,12 +15,14 @@ template <class TYPE, int D_CHUNKS, int R_TILES, bool WITH_HIDDEN> struct instan
     static constexpr int WEIGHTS = 2 * CHUNKS * TILES * 32, HIDDEN_WEIGHTS = HIDDEN ? 2 * CHUNKS * 4 * CHUNKS * 32 : 0;
     static constexpr int BIASES = 8 * TILES + (HIDDEN ? 32 * CHUNKS : 0);
     static constexpr int SHARED = (WEIGHTS + HIDDEN_WEIGHTS) * 16 + BIASES * 4 + WARPS * 4;
+    static constexpr int ANGLES = 4 * CHUNKS * THREADS * 16; /* more, with RoPE */
+    static_assert(SHARED % 16 == 0, "the angles are aligned");
     static constexpr int BLOCKS = HIDDEN || TILES > 8 ? 1 : 2; /* of threads, a multiprocessor: registers suffice */
 };
 
 /* Rows that a warp reads or writes: of token t0 + g, and of t0 + g + 8; NULL beyond the last token. */
 struct places {
-    int64_t b, t; /* of the first */
+    unsigned b, t; /* of the first */
     bool there[2];
 };
 
@@ -28,7 +30,7 @@ __device__ __forceinline__ places place(const hla_cuda_map &map, unsigned tile, 
     places at;
     unsigned b = map.batch > 1 ? tile / tiles : 0;
     at.b = b;
-    at.t = (int64_t)(tile - b * tiles) * ROWS + threadIdx.x % 32 / 4;
+    at.t = (tile - b * tiles) * ROWS + threadIdx.x % 32 / 4;
     at.there[0] = b < map.batch && at.t < map.tokens;
     at.there[1] = b < map.batch && at.t + 8 < map.tokens;
     return at;
@@ -62,17 +64,42 @@ template <class type> __device__ __forceinline__ uint32_t turn(uint32_t pair, fl
     return type::pack(cosine * x.x - sine * x.y, sine * x.x + cosine * x.y);
 }
 
+/* The cosines and sines that a lane needs for its rows, [CHUNKS][2 rows][2 halves][WARPS][32 lanes] of 16 bytes in
+ * shared memory, are asked for one tile ahead. */
+__device__ __forceinline__ void copy_later(float4 *to, const float *from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from)
+                 : "memory");
+}
+
+template <int CHUNKS>
+__device__ __forceinline__ void ask_for_angles(float4 *angles, const hla_cuda_map &map, const places &at) {
+    const int column = (int)threadIdx.x % 4 * 8;
+#pragma unroll 1
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (!at.there[i] || chunk * 32 + column >= map.dim) continue;
+            const float *from = map.rope + (int64_t)(at.t + 8 * i) * map.dim + chunk * 32 + column;
+            float4 *to = angles + (chunk * 4 + i * 2) * THREADS + threadIdx.x;
+            copy_later(to, from);
+            copy_later(to + THREADS, from + 4);
+        }
+    }
+}
+
 /* RoPE: a lane holds whole pairs. */
 template <class type, int CHUNKS>
-__device__ __forceinline__ void turn_rows(rows16<CHUNKS> &in, const hla_cuda_map &map, const places &at) {
+__device__ __forceinline__ void turn_rows(rows16<CHUNKS> &in, const float4 *angles, const hla_cuda_map &map,
+                                          const places &at) {
     const int column = (int)threadIdx.x % 4 * 8;
+    asm volatile("cp.async.wait_all;" ::: "memory");
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             if (!at.there[i] || chunk * 32 + column >= map.dim) continue;
-            const float4 *table = (const float4 *)(map.rope + (at.t + 8 * i) * map.dim + chunk * 32 + column);
-            const float4 first = __ldg(table), second = __ldg(table + 1);
+            const float4 *own = angles + (chunk * 4 + i * 2) * THREADS + threadIdx.x;
+            const float4 first = own[0], second = own[THREADS];
             uint4 &x = in.row[chunk][i];
             x.x = turn<type>(x.x, first.x, first.y);
             x.y = turn<type>(x.y, first.z, first.w);
@@ -80,6 +107,7 @@ __device__ __forceinline__ void turn_rows(rows16<CHUNKS> &in, const hla_cuda_map
             x.w = turn<type>(x.w, second.z, second.w);
         }
     }
+    __syncwarp(); /* all has been read before it is written again */
 }
 
 /* x + relu(z / scale + bias), a pair */
@@ -255,9 +283,11 @@ __global__ void __launch_bounds__(THREADS, sizes::BLOCKS)
         places at = place(map, tile, tiles);
         load(x, map, at, h);
         __syncthreads();
+        float4 *angles = (float4 *)(shared + sizes::SHARED);
+        if (map.rope) ask_for_angles<sizes::CHUNKS>(angles, map, at);
         const head own = prepare<sizes>(shared, map, h);
         while (tile < all) {
-            if (map.rope) turn_rows<type>(x, map, at);
+            if (map.rope) turn_rows<type>(x, angles, map, at);
             if constexpr (sizes::HIDDEN)
                 x = hidden_layer<type>(x, own.hidden_weight, own.hidden_bias, own.hidden_unscale);
             float u[sizes::TILES][4] = {};
@@ -266,6 +296,7 @@ __global__ void __launch_bounds__(THREADS, sizes::BLOCKS)
             tile += step;
             at = place(map, tile, tiles);
             load(x, map, at, h);
+            if (map.rope) ask_for_angles<sizes::CHUNKS>(angles, map, at);
             finish<sizes>(u, map, own.bias, own.unscale);
             store<sizes>(u, map, from, h);
         }
@@ -273,7 +304,8 @@ __global__ void __launch_bounds__(THREADS, sizes::BLOCKS)
 }
 
 template <class sizes> int launch(const hla_cuda_map *map, cudaStream_t stream) {
-    if (cudaFuncSetAttribute(map_tiles<sizes>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizes::SHARED)) {
+    const int shared = sizes::SHARED + (map->rope ? sizes::ANGLES : 0);
+    if (cudaFuncSetAttribute(map_tiles<sizes>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared)) {
         (void)cudaGetLastError(); /* a device with too little of it for the largest hidden layers */
         return hla_cuda_map_forward(map, stream);
     }
@@ -281,7 +313,7 @@ template <class sizes> int launch(const hla_cuda_map *map, cudaStream_t stream) 
     int64_t parts = (int64_t)sizes::BLOCKS * map->processors / map->heads;
     parts = parts < 1 ? 1 : parts > most ? most : parts;
     int64_t units = map->heads * parts, grid = units < INT32_MAX ? units : INT32_MAX;
-    map_tiles<sizes><<<(unsigned)grid, THREADS, sizes::SHARED, stream>>>(*map, (unsigned)tiles, (unsigned)parts);
+    map_tiles<sizes><<<(unsigned)grid, THREADS, shared, stream>>>(*map, (unsigned)tiles, (unsigned)parts);
     return (int)cudaGetLastError();
 }
 
@@ -311,7 +343,7 @@ bool rows_are_aligned(const hla_cuda_view &view) {
 } // namespace
 
 extern "C" bool hla_cuda_map_mma_takes(const hla_cuda_map *map) {
-    const int64_t tiles = (map->tokens - 1) / ROWS + 1, most = INT32_MAX / 2;
+    const int64_t tiles = (map->tokens - 1) / ROWS + 1, most = INT32_MAX / ROWS / 2;
     return map->dtype != HLA_F32 && map->dim % 8 == 0 && map->rank % 8 == 0 && map->dim <= MOST && map->rank <= MOST &&
            rows_are_aligned(map->x) && rows_are_aligned(map->out) && aligned(map->weight, 16) &&
            aligned(map->hidden_weight, 16) && aligned(map->rope, 16) && tiles <= most && map->batch <= most / tiles;
