@@ -366,8 +366,7 @@ static hlv_status run_on_device(bench_state *state, const bench_settings *settin
                               .plot_file = settings->plot_file};
     memcpy(request.passes, choice->passes, sizeof request.passes);
     memcpy(request.modes, choice->modes, sizeof request.modes);
-    for (int m = 0; m < METHOD_COUNT; m++)
-        if (choice->methods[m] && !bench_methods[m].by_library) request.functions[bench_methods[m].function] = true;
+    memcpy(request.methods, choice->methods, sizeof request.methods);
     return bench_on_device(&state->session, &request, &state->wrong);
 }
 

@@ -147,6 +147,10 @@ static hlv_status measure_kernel(bench_run *run, bench_scene *scene, const bench
     return status;
 }
 
+static bool is_asked(const bench_run *run, const bench_method *method) {
+    return run->request->methods[method - bench_methods];
+}
+
 /* Every kernel of the GPU's table; the one that a plan takes by itself is marked. */
 static hlv_status measure_hadamard(bench_run *run, bench_scene *scene) {
     const bench_views views = data_views(scene->arrays, &scene->problem, FUNCTION_HADAMARD);
@@ -162,7 +166,7 @@ static hlv_status measure_hadamard(bench_run *run, bench_scene *scene) {
     hlv_status status = HLV_OK;
     for (int i = 0; hla_hadamard_kernel(run->device.gpu, i, &kernel) && status == HLV_OK; i++) {
         const bench_method *method = method_of(FUNCTION_HADAMARD, kernel.form);
-        if (kernel.runs_here && method_lacks(method, &scene->problem) == NULL)
+        if (kernel.runs_here && is_asked(run, method) && method_lacks(method, &scene->problem) == NULL)
             status = measure_kernel(run, scene, method, kernel.name, planned);
     }
     return status;
@@ -170,14 +174,12 @@ static hlv_status measure_hadamard(bench_run *run, bench_scene *scene) {
 
 static hlv_status measure_case(bench_run *run, const bench_case *problem, bench_data *host, bench_data *arrays) {
     bench_scene scene = {.problem = *problem, .host = host, .arrays = arrays};
-    const bool *functions = run->request->functions;
+    const bench_method *linear = method_of(FUNCTION_LINEAR, HLA_FORM_STATE);
+    const bench_method *softmax = method_of(FUNCTION_SOFTMAX, HLA_FORM_QUADRATIC);
     int first = run->count;
-    hlv_status status = HLV_OK;
-    if (functions[FUNCTION_HADAMARD]) status = measure_hadamard(run, &scene);
-    if (status == HLV_OK && functions[FUNCTION_LINEAR])
-        status = measure_kernel(run, &scene, method_of(FUNCTION_LINEAR, HLA_FORM_STATE), NULL, NULL);
-    if (status == HLV_OK && functions[FUNCTION_SOFTMAX])
-        status = measure_kernel(run, &scene, method_of(FUNCTION_SOFTMAX, HLA_FORM_QUADRATIC), NULL, NULL);
+    hlv_status status = measure_hadamard(run, &scene);
+    if (status == HLV_OK && is_asked(run, linear)) status = measure_kernel(run, &scene, linear, NULL, NULL);
+    if (status == HLV_OK && is_asked(run, softmax)) status = measure_kernel(run, &scene, softmax, NULL, NULL);
     for (int f = 0; f < FUNCTION_COUNT; f++)
         gate_close(run->session, &scene.gates[f]);
     if (status != HLV_OK) return status;

@@ -12,7 +12,7 @@ typedef struct device_request {
     int rank_lists;
     const int64_t *tokens;
     int token_count;
-    bool functions[FUNCTION_COUNT], passes[2], modes[2];
+    bool methods[METHOD_COUNT], passes[2], modes[2]; /* of Hadamard's methods, kernels of that form are measured */
     int repeat, threads;
     const char *json_file, *plot_file;
 } device_request;

@@ -49,6 +49,10 @@ static void print_row(const device_result *results, int count, const device_resu
         printf("WRONG: relative error %.2e, wanted at most %.0e\n", result->error, gate_limit(&result->problem));
         return;
     }
+    if (result->samples == 0) {
+        printf("was interrupted\n");
+        return;
+    }
     double rate = result->operations / result->seconds_median;
     printf("%10.4f %10.4f %8.1f %6.1f%% %8.1f %8.2f %8.1e %10.1f\n", 1e3 * result->seconds_median,
            1e3 * result->seconds, 1e-12 * rate, 100 * rate / result->peak, 1e-12 * result->peak,

@@ -44,17 +44,23 @@ static double *fetch(setting *s, const device_setting *on) {
     return values;
 }
 
-/* Runs one kernel and returns its output as doubles, having checked that nothing else was written; NULL if it does not
- * take the problem. */
-static double *run(setting *s, const char *kernel) {
+/* Runs one kernel twice and returns its output as doubles, having checked that nothing else was written and, with
+ * `same`, whether the bits were the same; NULL if it does not take the problem. */
+static double *run(setting *s, const char *kernel, bool *same) {
     device_plan plan;
     if (!device_plan_make(&plan, gpu, &s->problem, kernel, false)) return NULL;
-    device_setting on = to_device(s);
-    queue(s, &on, &plan);
-    double *values = fetch(s, &on);
-    device_setting_free(&on);
+    double *values[2];
+    for (int round = 0; round < 2; round++) {
+        device_setting on = to_device(s);
+        queue(s, &on, &plan);
+        values[round] = fetch(s, &on);
+        device_setting_free(&on);
+    }
     device_plan_free(&plan);
-    return values;
+    bool equal = memcmp(values[0], values[1], (size_t)output_count(s) * sizeof *values[0]) == 0;
+    if (same) *same = equal;
+    free(values[1]);
+    return values[0];
 }
 
 /* Keys beyond their entry's length must not be read. */
@@ -80,11 +86,12 @@ static void check_kernels(const shape *sizes, size_t number, hla_dtype dtype, ar
     poison_beyond_lengths(&s);
     hla_softmax_kernel_info info;
     for (int kernel = 0; hla_softmax_kernel(gpu, kernel, &info); kernel++) {
-        double *values = info.runs_here ? run(&s, info.name) : NULL;
+        bool same, prepares = strcmp(info.name, "cudnn") == 0; /* for some tenths of a second */
+        if (!info.runs_here || (prepares && layout != LAYOUT_BTHD)) continue;
+        double *values = run(&s, info.name, &same);
         if (!values) continue;
-        double *again = run(&s, info.name), error = relative_error(values, truth, output_count(&s));
+        double error = relative_error(values, truth, output_count(&s));
         bool good = passes_gate(error, naive_error, dtype);
-        bool same = memcmp(values, again, (size_t)output_count(&s) * sizeof *values) == 0;
         if (!good || !same) {
             printf("%s, shape %zu (D %d, V %d), %s, layout %d: error %g, naive %g%s\n", info.name, number,
                    (int)sizes->d, (int)sizes->v, hla_dtype_name(dtype), (int)layout, error, naive_error,
@@ -92,7 +99,7 @@ static void check_kernels(const shape *sizes, size_t number, hla_dtype dtype, ar
             sums->failures++;
         }
         sums->runs[kernel]++;
-        free(values), free(again);
+        free(values);
     }
     free(truth), free(naive);
     setting_free(&s);
@@ -130,7 +137,7 @@ static void test_the_plan_chooses(void **state) {
         for (int dtype = 0; dtype < 3; dtype++) {
             setting s;
             setting_make(&s, &models[i], (hla_dtype)dtype, LAYOUT_BTHD);
-            double *values = run(&s, NULL);
+            double *values = run(&s, NULL, NULL);
             assert_non_null(values);
             free(values);
             setting_free(&s);
@@ -155,7 +162,7 @@ static void test_graphs(void **state) {
             assert_int_equal(cudaStreamEndCapture(gpu->stream, &graph), cudaSuccess);
             assert_int_equal(cudaGraphInstantiate(&runnable, graph, 0), cudaSuccess);
             assert_int_equal(cudaGraphLaunch(runnable, gpu->stream), cudaSuccess);
-            double *captured = fetch(&s, &on), *direct = run(&s, info.name);
+            double *captured = fetch(&s, &on), *direct = run(&s, info.name, NULL);
             assert_memory_equal(captured, direct, (size_t)output_count(&s) * sizeof *direct);
             free(captured), free(direct);
             assert_int_equal(cudaGraphExecDestroy(runnable), cudaSuccess);

@@ -39,7 +39,7 @@ static bool find_functions(hla_cudnn *cudnn, void *library) {
 
 /* What cuDNN's fused attention takes; its own word on it comes with the plan. */
 static bool takes(const hla_softmax_problem *problem) {
-    enum { UNIT = 8, WIDEST = 256 };
+    enum { UNIT = 8, WIDEST = 128 };
     return problem->dtype != HLA_F32 && problem->dim % UNIT == 0 && problem->dim <= WIDEST &&
            problem->value_dim % UNIT == 0 && problem->value_dim <= WIDEST && problem->keys > 0 &&
            problem->queries <= INT32_MAX && problem->keys <= INT32_MAX && problem->batch <= INT32_MAX &&
@@ -71,7 +71,7 @@ static void destroy(void *prepared) {
 static hla_status create(hla_context *context, const hla_softmax_problem *problem, void **prepared) {
     if (!takes(problem)) {
         return hla_fail(context, HLA_ERROR_UNSUPPORTED,
-                        "cudnn takes bfloat16 and float16, widths that are multiples of 8 up to 256, at least a key "
+                        "cudnn takes bfloat16 and float16, widths that are multiples of 8 up to 128, at least a key "
                         "and, causal, as many keys as queries");
     }
     void *library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
