@@ -50,6 +50,7 @@ template <int R2, int V> struct sizes {
     static constexpr int ROW = 2 * WIDTH;                    /* bytes */
     static constexpr int STAGE_A = ROWS / R2;                /* values of a in a stage */
     static constexpr int STEP_A = STAGE_A < 4 ? 4 : STAGE_A; /* and in a turn of the main loop */
+    static constexpr bool IN_TURN = V == 128;                /* warpgroups start their products one after the other */
 };
 
 __device__ __forceinline__ int64_t row_offset(const hla_cuda_view &view, int64_t b, int64_t t, int64_t h) {
@@ -166,6 +167,14 @@ __device__ __forceinline__ float sum_lanes(float value) {
     return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
 
+/* The two warpgroups start their products in turn, so that one's are done while the other's run. */
+__device__ __forceinline__ void wait_for_turn(int warpgroup) {
+    asm volatile("bar.sync %0, 256;" ::"r"(warpgroup + 1) : "memory");
+}
+__device__ __forceinline__ void pass_turn(int warpgroup) {
+    asm volatile("bar.arrive %0, 256;" ::"r"(warpgroup + 1) : "memory");
+}
+
 /* Adds a stage's share to H: 64 of the columns that are summed over. */
 template <int ROWS, bool HALF>
 __device__ __forceinline__ void multiply_stage(float (&h)[ROWS / 2], const uint32_t (*x)[4], uint32_t stage_at,
@@ -275,6 +284,7 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
     const int quad = lane & 3;
     const int row0 = ((int)block * GROUPS + warpgroup) * 64 + 16 * warp + lane / 4; /* and row0 + 8, of a unit */
     const uint32_t p_rows = p_at + (uint32_t)(warpgroup * in.rank1 * 64 * 4);
+    if (G::IN_TURN && warpgroup == 1) pass_turn(0);
     int reading = 0, z_reading = 0;
     uint32_t parity = 0, z_parity = 0;
     auto release = [&](int stage) {
@@ -325,6 +335,7 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
             for (int a = a_first; a < a_first + G::STEP_A; a += G::STAGE_A) {
                 int using_stage = reading;
                 uint32_t using_parity = parity;
+                if constexpr (G::IN_TURN) wait_for_turn(warpgroup);
                 wgmma::fence();
 #pragma unroll
                 for (int i = 0; i < V / 64; i++) {
@@ -332,6 +343,7 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
                     multiply_stage<G::ROWS, HALF>(h, x + 4 * i, stages + using_stage * G::STAGE, i == 0);
                     if (++using_stage == in.stages) using_stage = 0, using_parity ^= 1;
                 }
+                if constexpr (G::IN_TURN) pass_turn(1 - warpgroup);
                 uint32_t f1[2][(G::STAGE_A + 1) / 2];
 #pragma unroll
                 for (int r = 0; r < 2; r++)
