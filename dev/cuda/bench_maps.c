@@ -260,7 +260,8 @@ int main(void) {
     measure_state(&b, 1, 12, 12, 64, 128, 1);
     measure_state(&b, 16, 64, 8, 32, 128, 1);
     measure_state(&b, 1, 128, 128, 64, 128, 16);
-    measure_state(&b, 1, 128, 128, 64, 128, 17);
+    measure_state(&b, 1, 128, 128, 64, 128, 64);
+    measure_state(&b, 1, 128, 128, 64, 128, 65);
     for (size_t i = 0; i < sizeof maps / sizeof maps[0]; i++)
         measure_map(&b, &maps[i]);
     hla_device_event_free(b.context, b.start), hla_device_event_free(b.context, b.end);

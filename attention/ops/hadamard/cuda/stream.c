@@ -9,7 +9,7 @@ enum {
     PASS = 4,        /* queries that share one pass over a range; with more of them ranges grow, so that partial sums
                         stay few */
     MOST_GROWTH = 4, /* times ROWS */
-    MOST_TOKENS = 16
+    MOST_TOKENS = 64
 };
 
 static int64_t saturating_product(int64_t a, int64_t b) {
