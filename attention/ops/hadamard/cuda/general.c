@@ -16,7 +16,7 @@ enum {
     SLOT_BYTES = 24 << 20,   /* the round's units */
     STATE_BYTES = 64 << 20,  /* the wave's states, if they are no more than all states */
     WEIGHT_BYTES = 24 << 20, /* the wave's weights of queries */
-    SCRATCH_BYTES = 12 << 20 /* sums of the gradient kernel */
+    SCRATCH_BYTES = 16 << 20 /* sums of the gradient kernel */
 };
 
 enum {

@@ -100,7 +100,8 @@ __device__ inline int64_t sequence_of_unit(const hla_general_shape &shape, const
 template <class T> struct tokens {
     const T *feature[FACTORS]; /* of token 0; factors that the problem lacks: NULL */
     const T *row;
-    const float *weight; /* [token][2], or NULL */
+    const float *weight; /* what row and last of a token's y are multiplied by, or are: two numbers, */
+    int64_t weight_step; /* that far apart, or the same two for all tokens */
     int64_t count;
 };
 
@@ -122,16 +123,33 @@ __device__ inline tokens<T> tokens_of(const hla_general_shape &shape, const hla_
         t.feature[p] = p < shape.first_factor ? nullptr : head_of_view<const T>(side.features[p], s.b, first, h);
     t.row = head_of_view<const T>(side.rows, s.b, first, h);
     int64_t b = shape.packed ? 0 : n - shape.first_sequence;
-    t.weight =
-        side.weights ? side.weights + 2 * ((b * shape.kvs * heads + head) * (int64_t)shape.queries + first) : nullptr;
+    int64_t place = (b * shape.kvs * heads + head) * shape.queries + first;
+    t.weight = side.weights ? side.weights + 2 * place : &side.factor;
+    t.weight_step = side.weights ? 2 : 0;
     t.count = side.queries ? s.queries : s.keys;
     return t;
 }
 
-/* What row and last of a token's y are multiplied by, or are. */
-template <class T> __device__ inline float2 weight_of(const hla_general_side &side, const tokens<T> &t, int64_t token) {
-    if (!t.weight) return make_float2(side.factor, side.last);
-    return make_float2(t.weight[2 * token], t.weight[2 * token + 1]);
+/* Loads are of clamped indices, and what lies outside is replaced by 0 afterwards: without branches in between they
+ * are all under way at once. end: at least 1. */
+__device__ inline int64_t clamped(int64_t index, int64_t end) {
+    return index < end ? index : end - 1;
+}
+
+/* Column x of a token's y, before the last; 0 outside. */
+template <class T>
+__device__ inline float y_of(const hla_general_shape &shape, const hla_general_side &side, const tokens<T> &t,
+                             int64_t token, int64_t end, int64_t x) {
+    int64_t safe = clamped(token, end);
+    const T *row = t.row + safe * side.rows.stride[1] + clamped(x, shape.value_dim) * side.rows.stride[3];
+    float value = to_float(*row) * t.weight[safe * t.weight_step];
+    return token < end && x < shape.value_dim ? value : 0.0f;
+}
+
+/* The last one. */
+template <class T> __device__ inline float last_of(const tokens<T> &t, int64_t token, int64_t end) {
+    float value = t.weight[clamped(token, end) * t.weight_step + 1];
+    return token < end ? value : 0.0f;
 }
 
 /* ---- slabs and products ---- */
@@ -168,31 +186,31 @@ template <class F> __device__ inline void fill_along_steps(float (*slab)[PITCH],
 template <class T>
 __device__ inline void fill_features(float (*slab)[PITCH], const hla_general_shape &shape, const hla_general_side &side,
                                      const tokens<T> &own, int64_t t, int64_t f) {
-    constexpr int TOKENS = TILE / (THREADS / 8);
+    constexpr int APART = THREADS / 8, TOKENS = TILE / APART;
     int step = (int)threadIdx.x % 8, index = (int)threadIdx.x / 8;
-    int64_t token = t + index;
+    int64_t token[TOKENS];
+#pragma unroll
+    for (int j = 0; j < TOKENS; j++)
+        token[j] = clamped(t + index + j * APART, own.count);
 #pragma unroll 2
     for (int i = 0; i < DEPTH / 8; i++, step += 8) {
-        float product[TOKENS];
-#pragma unroll
-        for (int j = 0; j < TOKENS; j++)
-            product[j] = f + step < shape.features && token + j * (THREADS / 8) < own.count ? 1.0f : 0.0f;
-        uint32_t rest = (uint32_t)(f + step < shape.features ? f + step : 0);
+        float product[TOKENS] = {1, 1, 1, 1};
+        uint32_t rest = (uint32_t)clamped(f + step, shape.features);
 #pragma unroll
         for (int p = FACTORS - 1; p >= 0; p--) {
             if (p < shape.first_factor) continue;
             uint32_t rank = (uint32_t)shape.rank[p], entry = p > shape.first_factor ? rest % rank : rest;
             rest = p > shape.first_factor ? rest / rank : 0;
-            const int64_t stride = side.features[p].stride[1];
-            const T *place = own.feature[p] + (int64_t)entry * side.features[p].stride[3] + token * stride;
+            const T *place = own.feature[p] + (int64_t)entry * side.features[p].stride[3];
 #pragma unroll
-            for (int j = 0; j < TOKENS; j++) {
-                if (token + j * (THREADS / 8) < own.count) product[j] *= to_float(place[j * (THREADS / 8) * stride]);
-            }
+            for (int j = 0; j < TOKENS; j++)
+                product[j] *= to_float(place[token[j] * side.features[p].stride[1]]);
         }
 #pragma unroll
-        for (int j = 0; j < TOKENS; j++)
-            slab[step][index + j * (THREADS / 8)] = product[j];
+        for (int j = 0; j < TOKENS; j++) {
+            bool inside = f + step < shape.features && t + index + j * APART < own.count;
+            slab[step][index + j * APART] = inside ? product[j] : 0.0f;
+        }
     }
 }
 
@@ -264,25 +282,31 @@ struct long_sum {
 
 constexpr int PART_SLABS = 4; /* slabs of a part */
 
-/* A tile of them, and the thread's half of one row's sum over the column `last`. */
+/* A tile of them, and the thread's half of one row's sum over the column `last`. What additions lost lies in shared
+ * memory, [sum][thread]: it is needed once a part. */
+using lost_sums = float[ROWS * COLUMNS][THREADS];
+
 struct long_tile {
-    tile_sums part, total, lost;
+    tile_sums part, total;
     long_sum last;
 
-    __device__ inline void clear() {
+    __device__ inline void clear(lost_sums &lost) {
         set_all(part, 0);
         set_all(total, 0);
-        set_all(lost, 0);
         last.clear();
+#pragma unroll
+        for (int i = 0; i < ROWS * COLUMNS; i++)
+            lost[i][threadIdx.x] = 0;
     }
 
-    __device__ inline void add_parts() {
+    __device__ inline void add_parts(lost_sums &lost) {
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
 #pragma unroll
             for (int j = 0; j < COLUMNS; j++) {
-                float term = part[i][j] - lost[i][j], sum = total[i][j] + term;
-                lost[i][j] = (sum - total[i][j]) - term;
+                float &rest = lost[i * COLUMNS + j][threadIdx.x];
+                float term = part[i][j] - rest, sum = total[i][j] + term;
+                rest = (sum - total[i][j]) - term;
                 total[i][j] = sum;
                 part[i][j] = 0;
             }
@@ -319,14 +343,14 @@ __device__ inline void multiply_scores(tile_sums &w, slabs &shared, const hla_ge
     set_all(dots, 0);
     for (int64_t r = 0; r < rank; r += DEPTH) {
         fill_along_steps(shared.a, [&](int step, int index) {
-            bool inside = r + step < rank && own_token + index < own.count;
-            const T *place = own.feature[p] + (own_token + index) * own_view.stride[1];
-            return inside ? to_float(place[(r + step) * own_view.stride[3]]) : 0.0f;
+            const T *place = own.feature[p] + clamped(own_token + index, own.count) * own_view.stride[1];
+            float value = to_float(place[clamped(r + step, rank) * own_view.stride[3]]);
+            return r + step < rank && own_token + index < own.count ? value : 0.0f;
         });
         fill_along_steps(shared.b, [&](int step, int index) {
-            bool inside = r + step < rank && other_token + index < other.count;
-            const T *place = other.feature[p] + (other_token + index) * other_view.stride[1];
-            return inside ? to_float(place[(r + step) * other_view.stride[3]]) : 0.0f;
+            const T *place = other.feature[p] + clamped(other_token + index, other.count) * other_view.stride[1];
+            float value = to_float(place[clamped(r + step, rank) * other_view.stride[3]]);
+            return r + step < rank && other_token + index < other.count ? value : 0.0f;
         });
         __syncthreads();
         multiply(dots, &shared.a[0][0], PITCH, shared.b);

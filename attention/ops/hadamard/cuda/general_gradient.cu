@@ -108,41 +108,73 @@ struct entries {
     }
 };
 
+constexpr int RUN = 8; /* entries of the last factor taken at once */
+
+/* to[entry] += u x others over `count` neighbouring entries */
+__device__ inline void add_run(float *to, const float (*u)[PITCH], float others, int count, int token) {
+    for (; count >= RUN; count -= RUN, to += RUN * TILE, u += RUN) {
+        float sum[RUN];
+#pragma unroll
+        for (int i = 0; i < RUN; i++)
+            sum[i] = fmaf(u[i][token], others, to[i * TILE]);
+#pragma unroll
+        for (int i = 0; i < RUN; i++)
+            to[i * TILE] = sum[i];
+    }
+    for (int i = 0; i < count; i++)
+        to[i * TILE] = fmaf(u[i][token], others, to[i * TILE]);
+}
+
+/* sum + u . features over `count` neighbouring entries */
+__device__ inline float contract_run(float sum, const float *features, const float (*u)[PITCH], int count, int token) {
+#pragma unroll 8
+    for (int i = 0; i < count; i++)
+        sum = fmaf(u[i][token], features[i * TILE], sum);
+    return sum;
+}
+
+/* How many of features f + i ... f + count - 1 differ in the last factor's entry only. */
+__device__ inline int run_of(const entries &at, const hla_general_shape &shape, int i, int count) {
+    int left = (int)shape.rank[FACTORS - 1] - (int)at.entry[FACTORS - 1];
+    return left < count - i ? left : count - i;
+}
+
 /* The last factor's gradient from features f ... f + count - 1. */
 __device__ inline void fold_last(const float (*u)[PITCH], const factor_sums &sums, const hla_general_shape &shape,
                                  int64_t f, int count, int token) {
-    entries at(shape, f);
     constexpr int LAST = FACTORS - 1;
-    float others = at.product_before(LAST, sums, shape, token);
-    float *to = sums.gradients + sums.first[LAST] * TILE + token;
-    for (int i = 0; i < count; i++) {
-        to[at.entry[LAST] * TILE] = fmaf(u[i][token], others, to[at.entry[LAST] * TILE]);
-        if (++at.entry[LAST] < shape.rank[LAST]) continue;
-        at = entries(shape, f + i + 1);
-        others = at.product_before(LAST, sums, shape, token);
+    for (int i = 0; i < count;) {
+        entries at(shape, f + i);
+        int run = run_of(at, shape, i, count);
+        float others = at.product_before(LAST, sums, shape, token);
+        add_run(sums.gradients + (sums.first[LAST] + at.entry[LAST]) * TILE + token, u + i, others, run, token);
+        i += run;
     }
 }
 
 /* The gradients of the factors before the last. sum[p]: what is contracted with factor p so far. */
 __device__ inline void fold_others(const float (*u)[PITCH], const factor_sums &sums, const hla_general_shape &shape,
                                    int64_t f, int count, int token, float (&sum)[FACTORS]) {
-    entries at(shape, f);
     constexpr int LAST = FACTORS - 1;
     const float *features = sums.features + token;
-    for (int i = 0; i < count; i++) {
-        sum[LAST] = fmaf(u[i][token], features[(sums.first[LAST] + at.entry[LAST]) * TILE], sum[LAST]);
-        bool ends = ++at.entry[LAST] == shape.rank[LAST];
+    if (shape.first_factor == LAST) return;
+    for (int i = 0; i < count;) {
+        entries at(shape, f + i);
+        int run = run_of(at, shape, i, count);
+        const float *row = features + (sums.first[LAST] + at.entry[LAST]) * TILE;
+        sum[LAST] = contract_run(sum[LAST], row, u + i, run, token);
+        i += run;
+        bool ends = at.entry[LAST] + (uint32_t)run == shape.rank[LAST];
 #pragma unroll
         for (int p = LAST - 1; p >= 0; p--) {
             if (!ends || p < shape.first_factor) continue;
-            at.entry[p + 1] = 0;
             float value = sum[p + 1];
             sum[p + 1] = 0;
             int place = (sums.first[p] + (int)at.entry[p]) * TILE;
             sums.gradients[place + token] =
                 fmaf(value, at.product_before(p, sums, shape, token), sums.gradients[place + token]);
             sum[p] = fmaf(value, features[place], sum[p]);
-            ends = ++at.entry[p] == shape.rank[p];
+            ends = at.entry[p] + 1 == shape.rank[p];
         }
     }
 }
@@ -153,18 +185,13 @@ __device__ inline void fold_others(const float (*u)[PITCH], const factor_sums &s
 template <class T>
 __device__ inline void fill_rows(float (*slab)[PITCH], const hla_general_shape &shape, const hla_general_side &side,
                                  const tokens<T> &t, int64_t token, int64_t x) {
-    fill_along_steps(slab, [&](int step, int index) {
-        if (token + index >= t.count || x + step >= shape.value_dim) return 0.0f;
-        const T *row = t.row + (token + index) * side.rows.stride[1] + (x + step) * side.rows.stride[3];
-        return weight_of(side, t, token + index).x * to_float(*row);
-    });
+    fill_along_steps(slab, [&](int step, int index) { return y_of(shape, side, t, token + index, t.count, x + step); });
 }
 
 /* to[0 ... 63] = the last numbers of tokens' y */
-template <class T>
-__device__ inline void fill_last(float *to, const hla_general_side &side, const tokens<T> &t, int64_t token) {
+template <class T> __device__ inline void fill_last(float *to, const tokens<T> &t, int64_t token) {
     int index = (int)threadIdx.x;
-    if (index < TILE) to[index] = token + index < t.count ? weight_of(side, t, token + index).y : 0;
+    if (index < TILE) to[index] = last_of(t, token + index, t.count);
 }
 
 /* sums = the product of the last columns */
@@ -198,7 +225,8 @@ __device__ inline void add_state(const factor_sums &sums, gradient_shared &share
             fill_rows(operands.a, shape, sight.self, own, token, x);
             fill_along_steps(operands.b, [&](int step, int index) {
                 bool inside = index < count && x + step < shape.value_dim;
-                return inside ? state[(f + index) * width + x + step] : 0.0f;
+                float value = state[clamped(f + index, shape.features) * width + clamped(x + step, shape.value_dim)];
+                return inside ? value : 0.0f;
             });
             __syncthreads();
             multiply(products, &operands.a[0][0], PITCH, operands.b);
@@ -227,8 +255,9 @@ __device__ inline void add_weighted(const factor_sums &sums, slabs &operands, co
         for (int half = 0; half < TILE; half += DEPTH) {
             fill_along_index(operands.b, [&](int step, int index) {
                 int64_t t = start + half + step;
-                bool inside = t < other.count && r + index < rank;
-                return inside ? to_float(other.feature[p][t * view.stride[1] + (r + index) * view.stride[3]]) : 0.0f;
+                const T *place = other.feature[p] + clamped(t, other.count) * view.stride[1];
+                float value = to_float(place[clamped(r + index, rank) * view.stride[3]]);
+                return t < other.count && r + index < rank ? value : 0.0f;
             });
             __syncthreads();
             multiply(products, &weights[half][0], PITCH, operands.b);
@@ -251,7 +280,7 @@ __device__ inline void add_pairs(const factor_sums &sums, gradient_shared &share
                                  const tokens<T> &other, int64_t start) {
     const hla_general_shape &shape = sight.shape;
     slabs &operands = shared.operands;
-    fill_last(shared.column_last, sight.other, other, start);
+    fill_last(shared.column_last, other, start);
     __syncthreads();
     tile_sums scores; /* dL/dA = y . y */
     multiply_last(scores, shared);
@@ -284,7 +313,7 @@ __device__ inline void add_pairs(const factor_sums &sums, gradient_shared &share
 template <class T>
 __device__ inline void add_tile(const factor_sums &sums, gradient_shared &shared, float (*weights)[PITCH],
                                 const hla_general_sight &sight, const tokens<T> &own, const place &at) {
-    fill_last(shared.row_last, sight.self, own, at.token);
+    fill_last(shared.row_last, own, at.token);
     __syncthreads();
     const float *state = state_of(sight, at);
     if (state) add_state(sums, shared, sight, own, at.token, state);

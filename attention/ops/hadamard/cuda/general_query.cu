@@ -7,7 +7,8 @@ namespace {
 struct query_shared {
     slabs operands;
     float weights[TILE][PITCH]; /* scores, [other][own] */
-    float last[TILE];           /* of each row, the sum over the last column: the denominator */
+    lost_sums lost;
+    float last[TILE]; /* of each row, the sum over the last column: the denominator */
 };
 
 /* tile += features x state, columns x ... */
@@ -22,7 +23,8 @@ __device__ inline void add_state(long_tile &tile, query_shared &shared, const hl
         fill_features(operands.a, shape, sight.self, own, token, f);
         fill_along_index(operands.b, [&](int step, int index) {
             bool inside = f + step < shape.features && x + index < shape.value_dim;
-            return inside ? state[(f + step) * width + x + index] : 0.0f;
+            float value = state[clamped(f + step, shape.features) * width + clamped(x + index, shape.value_dim)];
+            return inside ? value : 0.0f;
         });
         if (threadIdx.x < DEPTH) {
             bool inside = f + threadIdx.x < shape.features;
@@ -32,12 +34,12 @@ __device__ inline void add_state(long_tile &tile, query_shared &shared, const hl
         multiply(tile.part, &operands.a[0][0], PITCH, operands.b);
         tile.add_last(&operands.a[0][0], PITCH, operands.last);
         if (++slabs_in_part == PART_SLABS) {
-            tile.add_parts();
+            tile.add_parts(shared.lost);
             slabs_in_part = 0;
         }
         __syncthreads();
     }
-    tile.add_parts();
+    tile.add_parts(shared.lost);
 }
 
 /* tile += scores x rows over 64 tokens of the other side from `start` on, columns x ... */
@@ -56,28 +58,22 @@ __device__ inline void add_pairs(long_tile &tile, query_shared &shared, const hl
     for (int half = 0; half < TILE; half += DEPTH) {
         int64_t t = start + half;
         fill_along_index(operands.b, [&](int step, int index) {
-            if (t + step >= other.count || x + index >= shape.value_dim) return 0.0f;
-            const hla_cuda_view &view = sight.other.rows;
-            float value = to_float(other.row[(t + step) * view.stride[1] + (x + index) * view.stride[3]]);
-            return weight_of(sight.other, other, t + step).x * value;
+            return y_of(shape, sight.other, other, t + step, other.count, x + index);
         });
-        if (threadIdx.x < DEPTH) {
-            bool inside = t + threadIdx.x < other.count;
-            operands.last[threadIdx.x] = inside ? weight_of(sight.other, other, t + threadIdx.x).y : 0.0f;
-        }
+        if (threadIdx.x < DEPTH) operands.last[threadIdx.x] = last_of(other, t + threadIdx.x, other.count);
         __syncthreads();
         multiply(tile.part, &shared.weights[half][0], PITCH, operands.b);
         tile.add_last(&shared.weights[half][0], PITCH, operands.last);
         __syncthreads();
     }
-    tile.add_parts();
+    tile.add_parts(shared.lost);
 }
 
 /* Everything that a tile of own sees, for columns x ...; shared.last: the sums over the last column. */
 template <class T>
 __device__ inline void sum_tile(long_tile &tile, query_shared &shared, const hla_general_sight &sight, const place &at,
                                 const tokens<T> &own, int64_t x) {
-    tile.clear();
+    tile.clear(shared.lost);
     const float *state = state_of(sight, at);
     if (state) add_state(tile, shared, sight, own, at.token, state, x);
     const int64_t group = sight.shape.group, heads = sight.self.queries ? 1 : group;
@@ -155,9 +151,10 @@ __device__ inline void store_weights(const hla_general_query &query, const query
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS, 2)
+__global__ void __launch_bounds__(THREADS, 3)
     query_tiles(const __grid_constant__ hla_general_query query, int64_t work) {
-    __shared__ __align__(16) query_shared shared;
+    extern __shared__ __align__(16) char memory[];
+    query_shared &shared = *(query_shared *)memory;
     const hla_general_sight &sight = query.sight;
     const int64_t columns = (sight.shape.value_dim - 1) / TILE + 1;
     for (int64_t w = blockIdx.x; w < work; w += gridDim.x) {
@@ -189,6 +186,9 @@ extern "C" int hla_general_launch_query(const hla_general_query *query, void *st
     static void (*const kernels[])(hla_general_query, int64_t) = {query_tiles<float>, query_tiles<bfloat16>,
                                                                   query_tiles<__half>};
     auto kernel = kernels[sight.shape.dtype];
-    kernel<<<grid_of(work), THREADS, 0, (cudaStream_t)stream>>>(*query, work);
+    cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(query_shared));
+    if (error != cudaSuccess) return (int)error;
+    kernel<<<grid_of(work), THREADS, sizeof(query_shared), (cudaStream_t)stream>>>(*query, work);
     return (int)cudaGetLastError();
 }

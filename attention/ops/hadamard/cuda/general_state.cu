@@ -12,33 +12,45 @@ __device__ inline bool is_summed(const hla_general_shape &shape, const hla_gener
     return of_queries ? number > 0 : (number + 1) * units.length < s.queries;
 }
 
+struct build_shared {
+    slabs operands;
+    lost_sums lost;
+};
+
 /* [token][feature] of tokens t ... t + 31; feature: pointers to the thread's own column, inside: whether there is one
  */
 template <class T>
 __device__ inline void fill_rows_of_features(float (*slab)[PITCH], const hla_general_shape &shape,
                                              const hla_general_side &side, const T *const (&feature)[FACTORS],
                                              bool inside, int64_t t, int64_t end) {
-    fill_along_index(slab, [&](int step, int) {
-        if (!inside || t + step >= end) return 0.0f;
-        float product = 1;
+    constexpr int STEPS = 8, APART = THREADS / TILE; /* tokens at a time, and their distance */
+    const int index = (int)threadIdx.x % TILE;
+    for (int first = (int)threadIdx.x / TILE; first < DEPTH; first += STEPS * APART) {
+        float product[STEPS] = {1, 1, 1, 1, 1, 1, 1, 1};
 #pragma unroll
         for (int p = 0; p < FACTORS; p++) {
-            if (p >= shape.first_factor) product *= to_float(feature[p][(t + step) * side.features[p].stride[1]]);
+            if (p < shape.first_factor) continue;
+#pragma unroll
+            for (int i = 0; i < STEPS; i++)
+                product[i] *= to_float(feature[p][clamped(t + first + i * APART, end) * side.features[p].stride[1]]);
         }
-        return product;
-    });
+#pragma unroll
+        for (int i = 0; i < STEPS; i++)
+            slab[first + i * APART][index] = inside && t + first + i * APART < end ? product[i] : 0.0f;
+    }
 }
 
 /* tile += the sums over tokens first ... end - 1 of one head, for features f ... and columns x ... */
 template <class T>
-__device__ inline void add_tokens(long_tile &tile, slabs &shared, const hla_general_build &build, const tokens<T> &own,
-                                  int64_t first, int64_t end, int64_t f, int64_t x) {
+__device__ inline void add_tokens(long_tile &tile, build_shared &memory, const hla_general_build &build,
+                                  const tokens<T> &own, int64_t first, int64_t end, int64_t f, int64_t x) {
     const hla_general_shape &shape = build.shape;
     const hla_general_side &side = build.side;
+    slabs &shared = memory.operands;
     const int64_t feature = f + threadIdx.x % TILE;
     const bool inside = feature < shape.features;
     const T *column[FACTORS];
-    uint32_t rest = (uint32_t)(inside ? feature : 0);
+    uint32_t rest = (uint32_t)clamped(feature, shape.features);
 #pragma unroll
     for (int p = FACTORS - 1; p >= 0; p--) {
         if (p < shape.first_factor) continue;
@@ -49,23 +61,19 @@ __device__ inline void add_tokens(long_tile &tile, slabs &shared, const hla_gene
     int slabs_in_part = 0;
     for (int64_t t = first; t < end; t += DEPTH) {
         fill_rows_of_features(shared.a, shape, side, column, inside, t, end);
-        fill_along_index(shared.b, [&](int step, int index) {
-            if (t + step >= end || x + index >= shape.value_dim) return 0.0f;
-            const T *row = own.row + (t + step) * side.rows.stride[1] + (x + index) * side.rows.stride[3];
-            return weight_of(side, own, t + step).x * to_float(*row);
-        });
-        if (threadIdx.x < DEPTH)
-            shared.last[threadIdx.x] = t + threadIdx.x < end ? weight_of(side, own, t + threadIdx.x).y : 0;
+        fill_along_index(shared.b,
+                         [&](int step, int index) { return y_of(shape, side, own, t + step, end, x + index); });
+        if (threadIdx.x < DEPTH) shared.last[threadIdx.x] = last_of(own, t + threadIdx.x, end);
         __syncthreads();
         multiply(tile.part, &shared.a[0][0], PITCH, shared.b);
         if (x == 0) tile.add_last(&shared.a[0][0], PITCH, shared.last);
         if (++slabs_in_part == PART_SLABS) {
-            tile.add_parts();
+            tile.add_parts(memory.lost);
             slabs_in_part = 0;
         }
         __syncthreads();
     }
-    tile.add_parts();
+    tile.add_parts(memory.lost);
 }
 
 /* Writes a tile of S, and with the first columns the last one. */
@@ -91,9 +99,9 @@ __device__ inline void store_state(float *state, slabs &shared, const long_tile 
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS, 2)
+__global__ void __launch_bounds__(THREADS, 4)
     build_units(const __grid_constant__ hla_general_build build, int64_t work) {
-    __shared__ __align__(16) slabs shared;
+    __shared__ __align__(16) build_shared memory;
     const hla_general_shape &shape = build.shape;
     const int64_t columns = (shape.value_dim - 1) / TILE + 1, rows = (shape.features - 1) / TILE + 1;
     const int64_t heads = build.side.queries ? shape.group : 1, length = build.units.length;
@@ -107,14 +115,14 @@ __global__ void __launch_bounds__(THREADS, 2)
         int64_t number = unit - units_before(shape, build.units, n);
         if (!is_summed(shape, build.units, n, number, build.side.queries, build.whole)) continue;
         long_tile tile;
-        tile.clear();
+        tile.clear(memory.lost);
         for (int64_t h = 0; h < heads; h++) {
             tokens<T> own = tokens_of<T>(shape, build.side, n, kv * heads + h);
             int64_t first = number * length, end = first + length < own.count ? first + length : own.count;
-            add_tokens(tile, shared, build, own, first, end, f, x);
+            add_tokens(tile, memory, build, own, first, end, f, x);
         }
         float *state = build.slots + (slot * shape.kvs + kv) * shape.features * (shape.value_dim + 1);
-        store_state(state, shared, tile, shape, f, x);
+        store_state(state, memory.operands, tile, shape, f, x);
     }
 }
 
