@@ -16,6 +16,14 @@
 namespace {
 
 constexpr int MOST_THREADS = 512;
+
+/* Registers of a thread when one unit is asked: on Hopper few enough for five blocks of 160 threads a multiprocessor;
+ * elsewhere some would be kept in memory then. */
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr int REGISTERS = 80;
+#else
+constexpr int REGISTERS = 96;
+#endif
 constexpr int64_t MOST_BLOCKS = INT32_MAX;
 
 __device__ __forceinline__ float load_element(const void *data, int64_t i, int dtype) {
@@ -289,7 +297,7 @@ __device__ bool is_last(const hla_cuda_stream &call, const place &at) {
 
 /* Shared memory: features of keys [UNITS][rows], of queries [UNITS][rows], scratch [4 (V+1)] with WIDTH 4. */
 template <int WIDTH, int UNITS>
-__global__ void __maxnreg__(UNITS == 1 ? 80 : 128) stream_ranges(const __grid_constant__ hla_cuda_stream call) {
+__global__ void __maxnreg__(UNITS == 1 ? REGISTERS : 128) stream_ranges(const __grid_constant__ hla_cuda_stream call) {
     extern __shared__ __align__(16) float shared[];
     float *keys = shared, *queries = keys + UNITS * call.rows, *scratch = queries + UNITS * call.rows;
     const units work = units_of(call);
