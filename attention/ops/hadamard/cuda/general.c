@@ -71,21 +71,22 @@ static int64_t choose_span(const hla_hadamard_problem *problem, int64_t state_si
 
 /* The wave: as many of all pairs of a sequence and a key head as the limits allow. */
 static void choose_wave(layout *l, const hla_hadamard_problem *problem, bool backward) {
-    const int64_t state_bytes = product(l->state_size, sizeof(float));
+    const int64_t state_bytes = hla_larger(product(l->state_size, sizeof(float)), 1);
     const int64_t sequences = hla_hadamard_sequence_count(problem);
     int64_t weight_bytes = 0; /* of a key head and one sequence, or all packed ones */
     if (backward && problem->normalised)
         weight_bytes = product(product(problem->queries, problem->heads / problem->kv_heads), 2 * sizeof(float));
-    l->kvs = hla_smaller(SLOT_BYTES / hla_larger(state_bytes, 1), WEIGHT_BYTES / hla_larger(weight_bytes, 1));
+    l->kvs = hla_smaller(SLOT_BYTES / state_bytes, WEIGHT_BYTES / hla_larger(weight_bytes, 1));
     l->kvs = clamp(l->kvs, 1, problem->kv_heads);
-    int64_t waves = (problem->kv_heads - 1) / l->kvs + 1;
+    int64_t waves = hla_larger((problem->kv_heads - 1) / l->kvs + 1, 1);
     l->kvs = (problem->kv_heads - 1) / waves + 1; /* of equal size */
     l->sequences = sequences;
-    if (!problem->causal) l->sequences = hla_smaller(l->sequences, STATE_BYTES / product(state_bytes, l->kvs));
+    if (!problem->causal)
+        l->sequences = hla_smaller(l->sequences, STATE_BYTES / hla_larger(product(state_bytes, l->kvs), 1));
     if (problem->sequences == 0)
         l->sequences = hla_smaller(l->sequences, WEIGHT_BYTES / hla_larger(product(weight_bytes, l->kvs), 1));
     l->sequences = hla_larger(l->sequences, 1);
-    l->slots = clamp(SLOT_BYTES / product(state_bytes, l->kvs), 1, INT64_C(1) << 20);
+    l->slots = clamp(SLOT_BYTES / hla_larger(product(state_bytes, l->kvs), 1), 1, INT64_C(1) << 20);
     int64_t tokens = hla_larger(problem->queries, problem->keys);
     if (problem->sequences > 0) tokens = problem->queries + problem->keys;
     int64_t units = product(l->sequences, problem->sequences > 0 ? 1 : tokens / l->span + 1);
