@@ -97,7 +97,6 @@ template <bool HALF> __device__ void store_z(const arguments &in, int state, int
 }
 
 template <bool HALF> __global__ __launch_bounds__(THREADS) void finish(const __grid_constant__ arguments in) {
-    ptx::let_next_kernel_start();
     ptx::wait_for_previous_kernel();
     const int64_t rank = (int64_t)in.rank1 * in.rank2, blocks = rank / ROWS;
     const int state = (int)(blockIdx.x / blocks);

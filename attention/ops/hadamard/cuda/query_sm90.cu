@@ -118,27 +118,6 @@ template <int R2, int V> __device__ __forceinline__ void load_states(const argum
     }
 }
 
-/* Asks for the features of the tile after the one that begins, so that they are near when it ends. One warp. */
-template <int R2, int V>
-__device__ __forceinline__ void fetch_features(const arguments &in, const ring<R2, V> &ring, int lane) {
-    using G = stage<R2, V>;
-    const int stages = in.rank1 * R2 / 64 + (in.options.normalised ? (in.rank1 + G::Z_ROWS - 1) / G::Z_ROWS : 0);
-    int reading = 0;
-    uint32_t parity = 0;
-    for (int tile = blockIdx.x; tile + gridDim.x < in.tiles; tile += gridDim.x) {
-        ptx::barrier_wait(ring.full + 8 * reading, parity);
-        const place at = place_of(in, tile + gridDim.x);
-        const uint16_t *f1 = (const uint16_t *)in.side.f1.data + row_offset(in.side.f1, at.b, at.first, at.head);
-        const uint16_t *f2 = (const uint16_t *)in.side.f2.data + row_offset(in.side.f2, at.b, at.first, at.head);
-        for (int t = lane; t < min(at.count, TILE); t += 32) {
-            ptx::prefetch(f1 + t * in.side.f1.stride[1]);
-            ptx::prefetch(f2 + t * in.side.f2.stride[1]);
-        }
-        for (reading += stages; reading >= G::COUNT; reading -= G::COUNT)
-            parity ^= 1;
-    }
-}
-
 /* ---- the two warpgroups that compute ---- */
 
 /* The third operand of __byte_perm that copies the low or the high number of a pair to both. */
@@ -150,7 +129,6 @@ __device__ __forceinline__ void read_states(const arguments &in, const ring<R2, 
     using G = stage<R2, V>;
     constexpr int STEPS = R2 / 16;                           /* of 16 values of b */
     constexpr int PENDING = (R2 == 128 ? 1 : 2) * TILES - 1; /* products in flight: each keeps four registers */
-    constexpr int LAG = R2 == 128 ? 1 : R2 == 64 ? 2 : R2 == 32 ? 5 : 8; /* quadruples of a: 8 to 10 stages of 12 */
     int reading = 0;
     uint32_t parity = 0;
     auto advance = [&]() {
@@ -250,15 +228,9 @@ __device__ __forceinline__ void read_states(const arguments &in, const ring<R2, 
             for (int i = 0; i < V / 2; i++)
                 sums[t][i] = 0;
         uint32_t release = 0;
-        /* Warpgroup 1 starts some stages behind warpgroup 0 and stays there: what one does between its products runs
-         * beside the other's. */
-        const bool first_tile = tile == blockIdx.x;
-        const int lag = 4 * (LAG < in.rank1 / 4 ? LAG : in.rank1 / 4 - 1);
-        if (first_tile && warpgroup == 1) ptx::meet<1>(2 * 128);
-            /* four values of a at a time: R2 / 16 stages of 64 rows */
+        /* four values of a at a time: R2 / 16 stages of 64 rows */
 #pragma unroll 1
         for (int a = 0; a < in.rank1; a += 4) {
-            if (first_tile && warpgroup == 0 && a == lag) ptx::signal<1>(2 * 128);
             uint2 four[TILES][2];
 #pragma unroll
             for (int t = 0; t < TILES; t++)
@@ -342,11 +314,7 @@ __global__ __launch_bounds__(THREADS, 1) void query_state(const __grid_constant_
     __syncthreads();
     if (warp >= 8) {
         ptx::give_registers<R2 == 128 ? 24 : 40>();
-        if (warp == 8 && lane == 0) {
-            ptx::wait_for_previous_kernel();
-            load_states<R2, V>(in, ring);
-        }
-        if (warp == 9) fetch_features<R2, V>(in, ring, lane);
+        if (warp == 8 && lane == 0) load_states<R2, V>(in, ring);
     } else {
         ptx::take_registers<R2 == 128 ? 240 : 232>();
         read_states<R2, V, HALF>(in, ring, warp / 4, warp % 4, lane);
@@ -373,16 +341,9 @@ template <int R2, int V, bool HALF> int launch(const arguments &in, int processo
     const int shared = stage<R2, V>::SHARED;
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error != cudaSuccess) return (int)error;
-    cudaLaunchAttribute overlap = {};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(in.tiles < processors ? in.tiles : processors));
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = (size_t)shared;
-    config.stream = stream;
-    config.attrs = &overlap, config.numAttrs = 1;
-    return (int)cudaLaunchKernelEx(&config, kernel, in);
+    const int blocks = in.tiles < processors ? in.tiles : processors;
+    kernel<<<blocks, THREADS, shared, stream>>>(in);
+    return (int)cudaGetLastError();
 }
 
 template <int R2> int launch_of_rank(const arguments &in, const hla_hopper_shape *shape, cudaStream_t stream) {
