@@ -114,7 +114,7 @@ static void take_gradient(layout *l, hla_arena *arena, const hla_hadamard_proble
     l->weights = hla_arena_take(arena, problem->normalised ? product(rows, 2) : 0, sizeof(float));
     bool fits = hla_general_gradient_fits(rank_sum(problem));
     l->scratch_size = hla_general_gradient_size(rank_sum(problem));
-    l->scratch_blocks = fits ? 0 : SCRATCH_BYTES / (l->scratch_size * (int64_t)sizeof(float));
+    l->scratch_blocks = fits ? 0 : SCRATCH_BYTES / hla_larger(l->scratch_size * (int64_t)sizeof(float), 1);
     l->scratch = hla_arena_take(arena, l->scratch_blocks * l->scratch_size, sizeof(float));
 }
 
