@@ -136,7 +136,7 @@ static bool run(const trial &in, int processors) {
     hla_hopper_shape shape = {};
     shape.rank1 = in.r1, shape.rank2 = in.r2, shape.value_dim = in.v, shape.half = in.half;
     shape.sigma = 1, shape.processors = processors;
-    const int64_t unit = hla_gradient_unit(&shape), rank = (int64_t)in.r1 * in.r2;
+    const int64_t unit = HLA_HOPPER_TILE, rank = (int64_t)in.r1 * in.r2;
     std::vector<hla_hopper_span> spans;
     int64_t sequences = in.packed ? (int64_t)in.lengths.size() : in.batch, first = 0, units = 0;
     for (int64_t n = 0; n < sequences; n++) {

@@ -29,7 +29,7 @@ extern "C" {
 typedef enum hla_gradient_mode { HLA_GRADIENT_QUERIES, HLA_GRADIENT_KEYS, HLA_GRADIENT_PLAIN } hla_gradient_mode;
 
 typedef struct hla_gradient_call {
-    hla_hopper_side side; /* features, x in rows; units of hla_gradient_unit() tokens */
+    hla_hopper_side side; /* features, x in rows; units are tiles */
     hla_cuda_view d1, d2; /* the features' gradients */
     int64_t states;
     const void *s, *z_split; /* as in hla_hopper_state */
@@ -40,8 +40,6 @@ typedef struct hla_gradient_call {
     float *weight, *moment; /* QUERIES: w and -w s, [B][heads][T] */
 } hla_gradient_call;
 
-/* Tokens that thread blocks take at a time. */
-int64_t hla_gradient_unit(const hla_hopper_shape *shape);
 int hla_gradient(const hla_hopper_shape *shape, const hla_gradient_call *call, void *stream);
 
 /* z_ab = scale * sum_t c_t f1_a f2_b, or without c; f1 may be the product of two features, a = (a', a''). Rows of

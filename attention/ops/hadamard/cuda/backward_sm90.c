@@ -10,9 +10,8 @@
  * place. */
 typedef struct backward_memory {
     hla_hopper_forward forward;
-    hla_hopper_span *query_units, *key_units; /* sequences in units of the gradient kernel */
-    float *weight, *moment;                   /* [B][H][Tq]: w and -w s */
-    float *z, *partial;                       /* of the queries' state */
+    float *weight, *moment; /* [B][H][Tq]: w and -w s */
+    float *z, *partial;     /* of the queries' state */
 } backward_memory;
 
 static int64_t state_count(const hla_hadamard_problem *problem) {
@@ -20,11 +19,9 @@ static int64_t state_count(const hla_hadamard_problem *problem) {
 }
 
 static void take(backward_memory *memory, hla_arena *arena, const hla_hadamard_problem *problem, int processors) {
-    int64_t sequences = hla_hadamard_sequence_count(problem), rank = hla_hadamard_state_rank(problem);
+    int64_t rank = hla_hadamard_state_rank(problem);
     int64_t rows = problem->batch * problem->queries * problem->heads, states = state_count(problem);
     hla_hopper_take_forward(&memory->forward, arena, problem, processors);
-    memory->query_units = hla_arena_take(arena, sequences + 1, sizeof(hla_hopper_span));
-    memory->key_units = hla_arena_take(arena, sequences + 1, sizeof(hla_hopper_span));
     memory->weight = hla_arena_take(arena, rows, sizeof(float));
     memory->moment = hla_arena_take(arena, rows, sizeof(float));
     memory->z = hla_arena_take(arena, states * rank, sizeof(float));
@@ -38,48 +35,6 @@ static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int p
     hla_cuda_hadamard_general_measure_backward(&general, problem, processors);
     if (general.used > arena->used) (void)hla_arena_take(arena, (int64_t)(general.used - arena->used), 1);
     arena->overflow = arena->overflow || general.overflow;
-}
-
-/* ---- sequences in units of the gradient kernel ---- */
-
-static hla_status upload_units(hla_hopper_span *to, const hla_hadamard_call *call, bool keys, int64_t unit) {
-    enum { BATCH = 128 };
-    hla_hopper_span batch[BATCH];
-    int64_t count = hla_hadamard_sequence_count(call->problem), units = 0, filled = 0;
-    for (int64_t n = 0; n <= count; n++) {
-        batch[filled] = (hla_hopper_span){.units = units};
-        if (n < count) {
-            hla_sequence sequence = hla_hadamard_sequence(call, n);
-            batch[filled].b = sequence.b;
-            batch[filled].first = keys ? sequence.key_first : sequence.query_first;
-            batch[filled].count = keys ? sequence.keys : sequence.queries;
-        }
-        units += (batch[filled++].count + unit - 1) / unit;
-        if (filled < BATCH && n < count) continue;
-        int error = hla_cuda_upload((int64_t *)(to + n + 1 - filled), (const int64_t *)batch,
-                                    filled * (int64_t)(sizeof *batch / sizeof(int64_t)), call->context->stream);
-        if (error) return hla_cuda_check(call->context, error, "cannot pass the sequences to the GPU");
-        filled = 0;
-    }
-    return HLA_OK;
-}
-
-static hla_status upload(const backward_memory *memory, const hla_hadamard_call *call, int64_t unit) {
-    if (call->problem->sequences == 0 && !call->in.key_lengths) return HLA_OK;
-    hla_status status = hla_hopper_upload_spans(&memory->forward.spans, call);
-    if (status == HLA_OK) status = upload_units(memory->query_units, call, false, unit);
-    if (status == HLA_OK) status = upload_units(memory->key_units, call, true, unit);
-    return status;
-}
-
-/* A side in units of the gradient kernel. */
-static hla_hopper_side gradient_side(const backward_memory *memory, const hla_hadamard_call *call, bool keys,
-                                     int64_t unit) {
-    const hla_hopper_spans *spans = &memory->forward.spans;
-    hla_hopper_side side =
-        keys ? hla_hopper_keys(call, spans, call->in.v, unit) : hla_hopper_queries(call, spans, call->out, unit);
-    if (side.spans) side.spans = keys ? memory->key_units : memory->query_units;
-    return side;
 }
 
 /* ---- the steps ---- */
@@ -114,7 +69,7 @@ static hla_status query_gradients(const backward_memory *memory, const hla_hadam
     }
     if (status != HLA_OK) return status;
     const hla_gradient_call gradient = {
-        .side = gradient_side(memory, call, false, hla_gradient_unit(&shape)),
+        .side = hla_hopper_queries(call, &memory->forward.spans, call->out, HLA_HOPPER_TILE),
         .d1 = hla_cuda_view_of(&call->gradients.dq_features[0]),
         .d2 = hla_cuda_view_of(&call->gradients.dq_features[1]),
         .states = kept.state.states,
@@ -177,7 +132,7 @@ static hla_status key_gradients(const backward_memory *memory, const hla_hadamar
     const hla_hopper_state *state = &memory->forward.state;
     float scale = query_state_scale(call);
     const hla_gradient_call gradient = {
-        .side = gradient_side(memory, call, true, hla_gradient_unit(&shape)),
+        .side = hla_hopper_keys(call, &memory->forward.spans, call->in.v, HLA_HOPPER_TILE),
         .d1 = hla_cuda_view_of(&call->gradients.dk_features[0]),
         .d2 = hla_cuda_view_of(&call->gradients.dk_features[1]),
         .states = state->states,
@@ -201,8 +156,7 @@ static hla_status run(const hla_hadamard_call *call) {
     backward_memory memory;
     hla_arena arena = {.base = call->workspace};
     take(&memory, &arena, call->problem, call->threads);
-    hla_hopper_shape shape = hla_hopper_shape_of(call->problem, call->threads);
-    hla_status status = upload(&memory, call, hla_gradient_unit(&shape));
+    hla_status status = hla_hopper_upload_spans(&memory.forward.spans, call);
     if (status == HLA_OK) status = query_gradients(&memory, call);
     if (status == HLA_OK) status = build_query_z(&memory, call);
     if (status == HLA_OK) status = build_query_state(&memory, call);

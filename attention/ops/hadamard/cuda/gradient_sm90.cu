@@ -30,6 +30,7 @@ constexpr int BARRIERS = 2 * MOST_STAGES + 4;
 constexpr int GROUPS = 2; /* warpgroups that compute, 240 registers a thread */
 constexpr int THREADS = 128 * (GROUPS + 1);
 constexpr int TILE = 64 * GROUPS; /* tokens of a block */
+static_assert(PAIR * TILE == HLA_HOPPER_TILE, "a pair of blocks takes a tile");
 
 struct arguments {
     CUtensorMap s, z;
@@ -552,11 +553,6 @@ template <int R2> int launch_of_shape(const hla_hopper_shape *shape, arguments &
 }
 
 } // namespace
-
-extern "C" int64_t hla_gradient_unit(const hla_hopper_shape *shape) {
-    (void)shape;
-    return PAIR * TILE;
-}
 
 extern "C" int hla_gradient(const hla_hopper_shape *shape, const hla_gradient_call *call, void *stream) {
     arguments in = {};
