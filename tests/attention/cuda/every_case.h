@@ -35,13 +35,18 @@ typedef struct tally {
 
 /* Twice what the formula costs in the precision of the kernel's matrix products, within the absolute bound: a kernel of
  * the fast path rounds products of features, which the pairwise formula does not have. */
-static inline double tolerance_of_products(const hadamard_data *data, double tolerance) {
+static inline double tolerance_of_products(const hadamard_data *data, hadamard_output output, double tolerance) {
     static const double absolute[] = {0, 1e-2, 2e-3}; /* by dtype */
-    return fmax(tolerance, fmin(2 * rounded_error(data), absolute[data->problem.dtype]));
+    double errors[HADAMARD_OUTPUTS];
+    if (output == OUT)
+        errors[OUT] = rounded_error(data);
+    else
+        rounded_gradient_errors(data, errors);
+    return fmax(tolerance, fmin(2 * errors[output], absolute[data->problem.dtype]));
 }
 
-static inline bool rounds_products(const hadamard_data *data, hadamard_output output) {
-    return output == OUT && data->problem.dtype != HLA_F32 && !data->problem.stateful &&
+static inline bool rounds_products(const hadamard_data *data) {
+    return data->problem.dtype != HLA_F32 && !data->problem.stateful &&
            strncmp(data->problem.kernel, "state_sm90", 10) == 0;
 }
 
@@ -50,7 +55,7 @@ static inline void judge(const hadamard_data *data, hadamard_output output, cons
     char name[32];
     hadamard_output_name(name, output);
     double error = hadamard_error(data, output), tolerance = hadamard_tolerance(data, output);
-    if (!(error <= tolerance) && rounds_products(data, output)) tolerance = tolerance_of_products(data, tolerance);
+    if (!(error <= tolerance) && rounds_products(data)) tolerance = tolerance_of_products(data, output, tolerance);
     bool untouched = gaps_untouched(&data->output[output]);
     if (error <= tolerance && untouched) return;
     sums->failures++;
