@@ -484,7 +484,6 @@ __global__ __launch_bounds__(THREADS, 1) void gradient(const __grid_constant__ a
     }
     __syncthreads();
     meet_pair();
-    ptx::wait_for_previous_kernel();
     if (warp >= 4 * GROUPS) {
         ptx::give_registers<24>();
         if (warp == 4 * GROUPS && lane == 0) load_states<R2, V>(in, stages, z, full, empty, z_full, z_empty);
@@ -532,17 +531,15 @@ template <int R2, int V, bool HALF> int launch(const hla_hopper_shape *shape, ar
     if (error) return error;
     int64_t pairs = shape->processors / PAIR > 0 ? shape->processors / PAIR : 1;
     if (pairs > in.items) pairs = in.items;
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = PAIR, attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute pair = {};
+    pair.id = cudaLaunchAttributeClusterDimension;
+    pair.val.clusterDim.x = PAIR, pair.val.clusterDim.y = pair.val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((unsigned)(PAIR * pairs));
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = (size_t)shared;
     config.stream = stream;
-    config.attrs = attributes, config.numAttrs = 2;
+    config.attrs = &pair, config.numAttrs = 1;
     return (int)cudaLaunchKernelEx(&config, kernel, in);
 }
 
