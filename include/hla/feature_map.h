@@ -46,10 +46,10 @@ typedef struct hla_feature_map_problem {
     float floor;        /* relu only; default 1e-3 */
     bool is_query;      /* exp only: subtract the row's own maximum instead of shift */
     float shift;        /* exp keys only: a constant for all tokens of a head; cancels in n/d */
-    const float *rope;  /* NULL (default), or [T,D/2,2], contiguous: for each token and pair a cosine and a sine, the
-                           same in all batch entries and heads; owned by the caller, read by each call. D is even */
     const char *kernel; /* force an entry of the kernel table by name; NULL: best this machine runs.
                            The environment variable HLA_FEATURE_MAP_KERNEL does the same. */
+    const float *rope;  /* NULL (default), or [T,D/2,2], contiguous: for each token and pair a cosine and a sine, the
+                           same in all batch entries and heads; owned by the caller, read by each call. D is even */
 } hla_feature_map_problem;
 
 /* Defaults, and struct_size; NULL is fine. */
