@@ -7,11 +7,11 @@ static hla_context *gpu;
 
 /* Beside the shapes of the CPU's test: what cuDNN takes as well, with widths of models, and tiles that end anywhere. */
 static const shape models[] = {
-    {1, 2, 64, 64, 64, 64, 1, 0, 0, false, 0},     {2, 3, 100, 130, 64, 64, 1, 0, 0, false, 0},
-    {1, 4, 300, 257, 128, 128, 1, 0, 0, false, 0}, {2, 8, 257, 300, 128, 64, 1, 0, 0, false, 2},
-    {1, 2, 513, 513, 128, 128, 1, 0, 0, true, 0},  {2, 4, 200, 200, 64, 128, 1, 0, 0, true, 1},
-    {1, 1, 40, 900, 72, 80, 1, 0, 0, false, 0},    {2, 2, 150, 90, 128, 128, 1, 1, 1, false, 0},
-    {1, 2, 129, 129, 128, 256, 1, 1, 0, true, 0},  {1, 3, 7, 1000, 40, 300, 2, 0, 0, false, 0},
+    {1, 2, 64, 64, 64, 64, 1, 0, 0, false, 0},     {2, 1, 100, 130, 64, 64, 1, 0, 0, false, 0},
+    {1, 1, 150, 129, 128, 128, 1, 0, 0, false, 0}, {1, 4, 65, 100, 128, 64, 1, 0, 0, false, 2},
+    {1, 1, 200, 200, 128, 128, 1, 0, 0, true, 0},  {2, 2, 70, 70, 64, 128, 1, 0, 0, true, 1},
+    {1, 1, 20, 300, 72, 80, 1, 0, 0, false, 0},    {2, 1, 70, 90, 128, 128, 1, 1, 1, false, 0},
+    {1, 1, 70, 70, 128, 256, 1, 1, 0, true, 0},    {1, 1, 7, 200, 40, 300, 2, 0, 0, false, 0},
 };
 
 typedef struct device_setting {
@@ -76,13 +76,27 @@ typedef struct tally {
     int runs[16], failures; /* runs: of each kernel */
 } tally;
 
-static void check_kernels(const shape *sizes, size_t number, hla_dtype dtype, array_layout layout, tally *sums) {
+/* What a shape's results are compared with; layouts hold the same numbers. */
+typedef struct expectation {
+    double *truth, naive_error;
+} expectation;
+
+static expectation expect_of(const shape *sizes, hla_dtype dtype) {
     setting s;
-    setting_make(&s, sizes, dtype, layout);
+    setting_make(&s, sizes, dtype, LAYOUT_BTHD);
     double *truth = oracle(&s), *naive = naive_float(&s);
     for (int64_t n = 0; n < output_count(&s); n++)
         naive[n] = rounded(naive[n], dtype);
-    double naive_error = relative_error(naive, truth, output_count(&s));
+    expectation made = {truth, relative_error(naive, truth, output_count(&s))};
+    free(naive);
+    setting_free(&s);
+    return made;
+}
+
+static void check_kernels(const shape *sizes, const expectation *expected, hla_dtype dtype, array_layout layout,
+                          tally *sums) {
+    setting s;
+    setting_make(&s, sizes, dtype, layout);
     poison_beyond_lengths(&s);
     hla_softmax_kernel_info info;
     for (int kernel = 0; hla_softmax_kernel(gpu, kernel, &info); kernel++) {
@@ -90,27 +104,34 @@ static void check_kernels(const shape *sizes, size_t number, hla_dtype dtype, ar
         if (!info.runs_here || (prepares && layout != LAYOUT_BTHD)) continue;
         double *values = run(&s, info.name, &same);
         if (!values) continue;
-        double error = relative_error(values, truth, output_count(&s));
-        bool good = passes_gate(error, naive_error, dtype);
+        double error = relative_error(values, expected->truth, output_count(&s));
+        bool good = passes_gate(error, expected->naive_error, dtype);
         if (!good || !same) {
-            printf("%s, shape %zu (D %d, V %d), %s, layout %d: error %g, naive %g%s\n", info.name, number,
-                   (int)sizes->d, (int)sizes->v, hla_dtype_name(dtype), (int)layout, error, naive_error,
+            printf("%s, B %d, H %d, Tq %d, Tk %d, D %d, V %d, %s, layout %d: error %g, naive %g%s\n", info.name,
+                   (int)sizes->b, (int)sizes->h, (int)sizes->tq, (int)sizes->tk, (int)sizes->d, (int)sizes->v,
+                   hla_dtype_name(dtype), (int)layout, error, expected->naive_error,
                    same ? "" : "; other bits the second time");
             sums->failures++;
         }
         sums->runs[kernel]++;
         free(values);
     }
-    free(truth), free(naive);
     setting_free(&s);
 }
 
 static void check_shapes(const shape *list, size_t count) {
     tally sums = {0};
-    for (size_t i = 0; i < count; i++) {
-        for (int variant = 0; variant < 3 * LAYOUTS; variant++)
-            check_kernels(&list[i], i, (hla_dtype)(variant % 3), (array_layout)(variant / 3), &sums);
+    expectation *expected = calloc(3 * count, sizeof *expected);
+    assert_non_null(expected);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (size_t i = 0; i < 3 * count; i++)
+        expected[i] = expect_of(&list[i / 3], (hla_dtype)(i % 3));
+    for (size_t i = 0; i < 3 * count; i++) {
+        for (int layout = 0; layout < LAYOUTS; layout++)
+            check_kernels(&list[i / 3], &expected[i], (hla_dtype)(i % 3), (array_layout)layout, &sums);
+        free(expected[i].truth);
     }
+    free(expected);
     hla_softmax_kernel_info info;
     for (int kernel = 0; hla_softmax_kernel(gpu, kernel, &info); kernel++) {
         printf("%s took %d of %d\n", info.name, sums.runs[kernel], (int)count * 3 * LAYOUTS);
@@ -133,8 +154,8 @@ static void test_models_shapes_pass_the_gate(void **state) {
 /* Forward calls never fail for want of a kernel: the plan falls back. */
 static void test_the_plan_chooses(void **state) {
     (void)state;
-    for (size_t i = 0; i < sizeof models / sizeof models[0]; i++) {
-        for (int dtype = 0; dtype < 3; dtype++) {
+    for (size_t i = 6; i < sizeof models / sizeof models[0]; i++) {
+        for (int dtype = HLA_F32; dtype <= HLA_BF16; dtype++) {
             setting s;
             setting_make(&s, &models[i], (hla_dtype)dtype, LAYOUT_BTHD);
             double *values = run(&s, NULL, NULL);
