@@ -75,7 +75,7 @@ docs: ## HTML and manual pages of libhla's functions, into build-docs/
 	@scripts/docs.sh build-docs
 
 format: ## clang-format in place
-	@git ls-files '*.c' '*.h' | xargs clang-format -i
+	@git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
 
 install: all ## install under PREFIX (DESTDIR is honoured)
 	@cmake --install $(BUILD)

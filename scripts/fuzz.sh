@@ -8,7 +8,7 @@ root="$(cd "$(dirname "$0")/.." && pwd)"
 build="${2:-$root/build-fuzz}"
 targets="safetensors index config tokenizer hla"
 
-CC=clang cmake -S "$root" -B "$build" -DHLA_FUZZ=ON -DHLA_TESTS=ON >/dev/null
+CC=clang cmake -S "$root" -B "$build" -DHLA_CUDA=OFF -DHLA_FUZZ=ON -DHLA_TESTS=ON >/dev/null
 cmake --build "$build" -j "$(nproc)" --target fuzzers >/dev/null
 mkdir -p "$build/findings"
 

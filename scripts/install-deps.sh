@@ -19,6 +19,9 @@ test | full)
     ;;
 esac
 
+# nvcc, where it is, compiles host code by g++.
+if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then packages="$packages g++"; fi
+
 missing=""
 for package in $packages; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || missing="$missing $package"

@@ -5,7 +5,7 @@ set -eu
 root="$(cd "$(dirname "$0")/.." && pwd)"
 build="$1"
 
-CC=clang cmake -S "$root/attention" -B "$build" -DCMAKE_INSTALL_LIBDIR=lib >/dev/null
+CC=clang cmake -S "$root/attention" -B "$build" -DHLA_CUDA=OFF -DCMAKE_INSTALL_LIBDIR=lib >/dev/null
 # Not through a pipe, which would hide a failure.
 log="$build/alone.log"
 cmake --build "$build" -j "$(nproc)" >"$log" 2>&1 || { cat "$log"; exit 1; }

@@ -85,16 +85,6 @@ __device__ __forceinline__ void let_next_kernel_start() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
-/* ---- named barriers ---- */
-
-/* One side waits until the other has signalled; threads: of both together. */
-template <int NAME> __device__ __forceinline__ void meet(int threads) {
-    asm volatile("bar.sync %0, %1;" ::"n"(NAME), "r"(threads) : "memory");
-}
-template <int NAME> __device__ __forceinline__ void signal(int threads) {
-    asm volatile("bar.arrive %0, %1;" ::"n"(NAME), "r"(threads) : "memory");
-}
-
 /* ---- registers ---- */
 
 template <int COUNT> __device__ __forceinline__ void take_registers() {

@@ -299,7 +299,6 @@ __device__ __forceinline__ void read_states(const arguments &in, const ring<R2, 
 
 template <int R2, int V, bool HALF>
 __global__ __launch_bounds__(THREADS, 1) void query_state(const __grid_constant__ arguments in) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using G = stage<R2, V>;
     extern __shared__ uint8_t memory[];
     const ring<R2, V> ring(memory);
@@ -319,7 +318,6 @@ __global__ __launch_bounds__(THREADS, 1) void query_state(const __grid_constant_
         ptx::take_registers<R2 == 128 ? 240 : 232>();
         read_states<R2, V, HALF>(in, ring, warp / 4, warp % 4, lane);
     }
-#endif
 }
 
 /* Zeros for rows at and beyond a sequence's count. One warp a row. */

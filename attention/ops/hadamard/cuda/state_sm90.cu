@@ -395,7 +395,6 @@ __device__ __forceinline__ void sum_tiles(const arguments &in, const ring<R2, TI
 
 template <int R2, int TILES, int V, bool HALF, bool WEIGHTED>
 __global__ __launch_bounds__(THREADS, 1) void build_state(const __grid_constant__ arguments in) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using S = stage<R2, TILES, V>;
     extern __shared__ uint8_t memory[];
     const ring<R2, TILES, V> ring(memory);
@@ -419,7 +418,6 @@ __global__ __launch_bounds__(THREADS, 1) void build_state(const __grid_constant_
         ptx::take_registers<TILES == 3 ? 232 : 216>();
         sum_tiles<R2, TILES, V, HALF, WEIGHTED>(in, ring, begin, end, group, member, warp / 4, warp % 4, lane);
     }
-#endif
 }
 
 /* ---- launch ---- */
