@@ -334,12 +334,6 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
             float p[2][G::STEP_A] = {};
 #pragma unroll 1
             for (int a = a_first; a < a_first + G::STEP_A; a += G::STAGE_A) {
-                uint32_t f1[2][(G::STAGE_A + 1) / 2];
-#pragma unroll
-                for (int r = 0; r < 2; r++)
-#pragma unroll
-                    for (int i = 0; i < (G::STAGE_A + 1) / 2; i++)
-                        f1[r][i] = G::STAGE_A == 1 ? f1_row[r][a] : *(const uint32_t *)(f1_row[r] + a + 2 * i);
                 int using_stage = reading;
                 uint32_t using_parity = parity;
                 if constexpr (G::IN_TURN) wait_for_turn(warpgroup);
@@ -351,6 +345,12 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
                     if (++using_stage == in.stages) using_stage = 0, using_parity ^= 1;
                 }
                 if constexpr (G::IN_TURN) pass_turn(1 - warpgroup);
+                uint32_t f1[2][(G::STAGE_A + 1) / 2];
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+#pragma unroll
+                    for (int i = 0; i < (G::STAGE_A + 1) / 2; i++)
+                        f1[r][i] = G::STAGE_A == 1 ? f1_row[r][a] : *(const uint32_t *)(f1_row[r] + a + 2 * i);
                 if constexpr (V == 128) {
                     wgmma::wait<1>();
                     release(reading);
