@@ -68,11 +68,17 @@ static float next(uint32_t *seed) {
     return (float)(*seed >> 8) * 0x1p-24f;
 }
 
-/* low ... high; what falls below 0 becomes `floor`, as after relu. */
+/* low ... high; what falls below 0 becomes `floor`, as after relu. Pieces have a seed each, whoever fills them. */
 static void fill(const operand *made, uint32_t seed, float low, float high, bool relu) {
-    for (int64_t i = 0; i < made->array.count; i++) {
-        float value = low + (high - low) * next(&seed);
-        write_at(&made->view, i, relu && value < 1e-3f ? 1e-3f : value);
+    enum { PIECE = 1 << 16 };
+    int64_t count = made->array.count;
+#pragma omp parallel for schedule(static)
+    for (int64_t first = 0; first < count; first += PIECE) {
+        uint32_t state = seed + (uint32_t)(first / PIECE) * 2654435761u;
+        for (int64_t i = first; i < count && i < first + PIECE; i++) {
+            float value = low + (high - low) * next(&state);
+            write_at(&made->view, i, relu && value < 1e-3f ? 1e-3f : value);
+        }
     }
 }
 
@@ -88,9 +94,10 @@ static float key_at(const bench_data *data, bench_function function, int parts, 
  * of unrelated values only the rounding would remain. */
 static void fill_values(const bench_data *data, int factors) {
     const hla_tensor *v = &data->v.view;
-    uint32_t seed = 7;
+#pragma omp parallel for collapse(2) schedule(static)
     for (int64_t b = 0; b < v->shape[0]; b++)
-        for (int64_t t = 0; t < v->shape[1]; t++)
+        for (int64_t t = 0; t < v->shape[1]; t++) {
+            uint32_t seed = 7 + (uint32_t)(b * v->shape[1] + t) * 2654435761u;
             for (int64_t h = 0; h < v->shape[2]; h++)
                 for (int64_t x = 0; x < v->shape[3]; x++) {
                     float value = 0.5f * key_at(data, FUNCTION_HADAMARD, factors, b, t, h, x) +
@@ -98,6 +105,7 @@ static void fill_values(const bench_data *data, int factors) {
                                   0.25f * key_at(data, FUNCTION_SOFTMAX, 1, b, t, h, x);
                     write_at(v, place(v, b, t, h, x), value + 0.25f * next(&seed));
                 }
+        }
 }
 
 static hlv_status create(cli_session *session, const bench_case *largest, int64_t width, operand *made) {
@@ -279,6 +287,7 @@ void gate_close(cli_session *session, bench_gate *gate) {
 
 static double view_error(const hla_tensor *got, const hla_tensor *wanted) {
     double difference = 0, norm = 0;
+#pragma omp parallel for collapse(2) schedule(static) reduction(+ : difference, norm)
     for (int64_t b = 0; b < wanted->shape[0]; b++)
         for (int64_t t = 0; t < wanted->shape[1]; t++)
             for (int64_t h = 0; h < wanted->shape[2]; h++)

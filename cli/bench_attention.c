@@ -16,6 +16,7 @@ typedef struct bench_settings {
     cli_common common;
     count_list tokens;
     int batch, heads, dim, value_dim, factors, rank, repeat, dtype, form, pass, mode, device;
+    bool planned;
     const char *ranks, *methods, *json_file, *plot_file;
 } bench_settings;
 
@@ -58,6 +59,8 @@ static const cli_option table[] = {
     {"dtype", 0, OPTION_CHOICE, offsetof(bench_settings, dtype), NULL, "of inputs and result (default: f32)", 0, 0,
      bench_dtype_names},
     {"device", 0, OPTION_CHOICE, offsetof(bench_settings, device), NULL, "that computes (default: cpu)", 0, 0, devices},
+    {"planned", 0, OPTION_FLAG, offsetof(bench_settings, planned), NULL,
+     "on a GPU: of Hadamard's kernels only the one that a plan takes", 0, 0, NULL},
     {"repeat", 'r', OPTION_INTEGER, offsetof(bench_settings, repeat), "N",
      "samples of each; the fastest and the median are shown (default: 5, on a GPU 20)", 1, MOST_REPEATS, NULL},
     {"json", 'j', OPTION_TEXT, offsetof(bench_settings, json_file), "FILE", "write the measurements there", 0, 0, NULL},
@@ -360,6 +363,7 @@ static hlv_status run_on_device(bench_state *state, const bench_settings *settin
                               .rank_lists = choice->rank_lists,
                               .tokens = settings->tokens.items,
                               .token_count = settings->tokens.count,
+                              .planned_only = settings->planned,
                               .repeat = settings->repeat,
                               .threads = settings->common.threads,
                               .json_file = settings->json_file,

@@ -166,6 +166,7 @@ static hlv_status measure_hadamard(bench_run *run, bench_scene *scene) {
     hlv_status status = HLV_OK;
     for (int i = 0; hla_hadamard_kernel(run->device.gpu, i, &kernel) && status == HLV_OK; i++) {
         const bench_method *method = method_of(FUNCTION_HADAMARD, kernel.form);
+        if (run->request->planned_only && strcmp(kernel.name, planned) != 0) continue;
         if (kernel.runs_here && is_asked(run, method) && method_lacks(method, &scene->problem) == NULL)
             status = measure_kernel(run, scene, method, kernel.name, planned);
     }
@@ -252,7 +253,10 @@ hlv_status bench_on_device(cli_session *session, const device_request *request, 
     if (status == HLV_OK) status = device_open(session, request->threads, &run.device);
     if (status == HLV_OK) status = measure_all(&run);
     session_end_line(session);
-    if (status == HLV_OK) status = write_reports(&run);
+    if (status == HLV_OK || status == HLV_ERROR_CANCELLED) { /* interrupted: what has been measured is kept */
+        hlv_status written = write_reports(&run);
+        if (status == HLV_OK) status = written;
+    }
     *wrong = run.wrong;
     if (session->sentence != NULL) { /* it may be a context's, which ends here */
         snprintf(session->message, sizeof session->message, "%s", session->sentence);

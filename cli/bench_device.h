@@ -13,6 +13,7 @@ typedef struct device_request {
     const int64_t *tokens;
     int token_count;
     bool methods[METHOD_COUNT], passes[2], modes[2]; /* of Hadamard's methods, kernels of that form are measured */
+    bool planned_only;                               /* of Hadamard's kernels, the one that a plan takes */
     int repeat, threads;
     const char *json_file, *plot_file;
 } device_request;
