@@ -3,13 +3,13 @@
  *     P_a = sum_b f2_b H_ab        Q_b = sum_a f1_a H_ab        Z_a = sum_b f2_b z_ab        Y_b = sum_a f1_a z_ab
  *
  * and the gradients are combinations of P and Z, Q and Y (backward.h). H is made 256 rows of S at a time in registers
- * (128 if R_2 is 128) and folded at once into Q, which stays in registers, and P, which waits in shared memory until the
- * token's denominator is known.
+ * (128 if R_2 is 128) and folded at once into Q, which stays in registers, and P, which waits in shared memory until
+ * the token's denominator is known.
  *
- * Persistent blocks take 64 tokens for each of two warpgroups. x stays in registers as fragments of the A operand: in the
- * order of S's permuted columns they are 16 contiguous bytes of x. S comes through a ring of stages, 64 columns of the
- * rows each; a pair of blocks works on neighbouring tokens, and each brings half of every stage to both. Z and Y are
- * small products with z as a sum of two 16-bit numbers.
+ * Persistent blocks take 64 tokens for each of two warpgroups. x stays in registers as fragments of the A operand: in
+ * the order of S's permuted columns they are 16 contiguous bytes of x. S comes through a ring of stages, 64 columns of
+ * the rows each; a pair of blocks works on neighbouring tokens, and each brings half of every stage to both. Z and Y
+ * are small products with z as a sum of two 16-bit numbers.
  */
 #include "attention/ops/hadamard/cuda/backward.h"
 #include "attention/ops/hadamard/cuda/line.cuh"
