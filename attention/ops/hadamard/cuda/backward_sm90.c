@@ -62,7 +62,7 @@ static hla_status query_gradients(const backward_memory *memory, const hla_hadam
     hla_hopper_forward kept = memory->forward;
     hla_status status = HLA_OK;
     if (call->in.forward_workspace) {
-        hla_arena arena = {.base = (char *)(uintptr_t)call->in.forward_workspace};
+        hla_arena arena = {.base = (char *)call->in.forward_workspace};
         hla_hopper_take_forward(&kept, &arena, problem, call->threads);
     } else {
         status = hla_hopper_build_keys(call, &memory->forward);

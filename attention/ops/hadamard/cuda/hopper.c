@@ -174,7 +174,13 @@ hla_status hla_hopper_build_keys(const hla_hadamard_call *call, const hla_hopper
 }
 
 static hla_status run(const hla_hadamard_call *call) {
-    if (!hla_hopper_takes_call(call, false)) return hla_cuda_hadamard_general_run(call);
+    if (!hla_hopper_takes_call(call, false)) {
+        hla_status status = hla_cuda_hadamard_general_run(call);
+        hla_hadamard_call state_alone = *call;
+        state_alone.out = NULL;
+        if (status != HLA_OK || !call->out || !hla_hopper_takes_call(&state_alone, false)) return status;
+        return run(&state_alone); /* only out could not be addressed: a backward pass will look for the state here */
+    }
     const hla_hadamard_problem *problem = call->problem;
     hla_hopper_forward forward;
     hla_arena arena = {.base = call->workspace};
