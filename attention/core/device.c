@@ -23,20 +23,25 @@ static void *load(void) {
     return dlopen(library_name, RTLD_NOW | RTLD_LOCAL);
 }
 
-static hla_status find_backend(hla_context *context, const hla_cuda_backend **backend) {
+/* NULL, with the reason in the context, if there is none that this library can use. */
+static const hla_cuda_backend *find_backend(hla_context *context) {
     void *library = load();
     if (!library) {
-        return hla_fail(context, HLA_ERROR_UNSUPPORTED, "the CUDA backend was not found: %.300s", dlerror());
+        (void)hla_fail(context, HLA_ERROR_UNSUPPORTED, "the CUDA backend was not found: %.300s", dlerror());
+        return NULL;
     }
     void *symbol = dlsym(library, HLA_CUDA_ENTRY);
-    if (!symbol)
-        return hla_fail(context, HLA_ERROR_UNSUPPORTED, "the CUDA backend is no libhla_cuda: %.300s", dlerror());
+    if (!symbol) {
+        (void)hla_fail(context, HLA_ERROR_UNSUPPORTED, "the CUDA backend is no libhla_cuda: %.300s", dlerror());
+        return NULL;
+    }
     hla_cuda_backend_getter *get;
     memcpy(&get, &symbol, sizeof get); /* ISO C has no cast from data to function */
-    *backend = get();
-    if (strcmp((*backend)->version, hla_version()) == 0) return HLA_OK;
-    return hla_fail(context, HLA_ERROR_UNSUPPORTED, "the CUDA backend is of version %.32s, libhla of %.32s",
-                    (*backend)->version, hla_version());
+    const hla_cuda_backend *backend = get();
+    if (strcmp(backend->version, hla_version()) == 0) return backend;
+    (void)hla_fail(context, HLA_ERROR_UNSUPPORTED, "the CUDA backend is of version %.32s, libhla of %.32s",
+                   backend->version, hla_version());
+    return NULL;
 }
 
 hla_status hla_context_use_cuda(hla_context *context, int device) {
@@ -46,9 +51,9 @@ hla_status hla_context_use_cuda(hla_context *context, int device) {
         return hla_fail(context, HLA_ERROR_UNSUPPORTED,
                         "the context checks inputs for NaN (check_finite), which on a GPU would have to wait for them");
     }
-    const hla_cuda_backend *backend = NULL;
-    hla_status status = find_backend(context, &backend);
-    if (status == HLA_OK) status = backend->open(context, device);
+    const hla_cuda_backend *backend = find_backend(context);
+    if (!backend) return HLA_ERROR_UNSUPPORTED;
+    hla_status status = backend->open(context, device);
     if (status == HLA_OK) context->cuda = backend, context->stream = NULL;
     return status;
 }

@@ -57,10 +57,8 @@ hla_status hla_hadamard_choose(hla_context *context, const hla_hadamard_problem 
     *entry = NULL;
     hla_status status = hla_kernel_forced(context, kernel_at, problem->kernel, "HLA_KERNEL", &index);
     if (status != HLA_OK) return status;
-    if (index >= 0) {
-        *entry = entry_at(context, index);
-        return check_forced(context, problem, form, *entry);
-    }
+    *entry = entry_at(context, index); /* NULL for -1: none was asked for */
+    if (*entry) return check_forced(context, problem, form, *entry);
     const hla_hadamard_entry *candidate;
     for (int i = 0; form != HLA_FORM_AUTO && (candidate = entry_at(context, i)) != NULL; i++) {
         if (candidate == &hla_hadamard_reference) continue; /* only runs when forced */

@@ -204,8 +204,9 @@ static hla_status choose_form(hla_hadamard_plan *plan) {
     status = hla_hadamard_choose(plan->context, &plan->problem, HLA_FORM_QUADRATIC, &quadratic);
     if (status != HLA_OK) return status;
     if (!state || !quadratic) {
-        return hla_fail(plan->context, HLA_ERROR_UNSUPPORTED, "no kernel runs on %s",
-                        hla_context_device_name(plan->context));
+        (void)hla_fail(plan->context, HLA_ERROR_UNSUPPORTED, "no kernel runs on %s",
+                       hla_context_device_name(plan->context));
+        return HLA_ERROR_UNSUPPORTED;
     }
     const hla_tune *tune = hla_tune_of(state->kernel.isa);
     bool cheaper =
@@ -220,12 +221,11 @@ static hla_status choose_kernel(hla_hadamard_plan *plan, bool *forced) {
     if (status != HLA_OK) return status;
     *forced = plan->entry != NULL;
     if (!plan->entry) status = choose_form(plan);
-    if (status == HLA_OK && problem->stateful && plan->entry->form == HLA_FORM_QUADRATIC &&
-        plan->entry != &hla_hadamard_reference) {
+    if (status != HLA_OK) return status;
+    if (problem->stateful && plan->entry->form == HLA_FORM_QUADRATIC && plan->entry != &hla_hadamard_reference) {
         return hla_fail(plan->context, HLA_ERROR_ARGUMENT,
                         "problem.stateful needs a kernel of the state form, \"%s\" is not", plan->entry->kernel.name);
     }
-    if (status != HLA_OK) return status;
     choose_backward(plan);
     if (!measure_workspace(plan)) {
         return hla_fail(plan->context, HLA_ERROR_UNSUPPORTED,

@@ -38,6 +38,8 @@ static inline void *device_copy(const void *data, size_t bytes) {
     if (!data) return NULL;
     assert_int_equal(cudaMalloc(&memory, bytes + 1), cudaSuccess);
     assert_int_equal(cudaMemcpy(memory, data, bytes, cudaMemcpyHostToDevice), cudaSuccess);
+    /* which returns before all has arrived; other streams do not wait for it */
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
     return memory;
 }
 

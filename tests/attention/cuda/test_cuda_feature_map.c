@@ -208,6 +208,7 @@ static void test_far_tokens(void **state) {
     for (int64_t t = 0; t < T; t++)
         assert_int_equal(cudaMemcpy(far + t * apart, rows + t * D, D * sizeof *far, cudaMemcpyDeviceToDevice),
                          cudaSuccess);
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
     hla_tensor x = made.x.view, out = made.out.view;
     x.data = far, out.data = far + D;
     x.stride[0] = out.stride[0] = T * apart, x.stride[1] = out.stride[1] = apart;

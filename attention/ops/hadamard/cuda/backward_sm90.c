@@ -39,13 +39,15 @@ static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int p
 
 /* ---- the steps ---- */
 
-/* float16 holds numbers up to 65504: the sum over a group's queries is kept as an average, as that over keys is. */
+/* float16 holds numbers from 6e-5, below which they lose digits, up to 65504. A sum of T gradients is some sqrt(T) of
+ * them where they differ in sign and T where they agree: divided by sqrt(T) both are kept. (Divided by T, 32,760 of
+ * them were 1.6 % off.) */
 static hla_hopper_shape query_state_shape(const hla_hadamard_call *call) {
     const hla_hadamard_problem *problem = call->problem;
     hla_hopper_shape shape = hla_hopper_shape_of(problem, call->threads);
     int64_t tokens = problem->queries * (problem->heads / problem->kv_heads);
     shape.sigma = 1;
-    for (int64_t count = 1; shape.half && count < tokens; count *= 2)
+    for (int64_t count = 1; shape.half && count < tokens; count *= 4)
         shape.sigma /= 2;
     return shape;
 }

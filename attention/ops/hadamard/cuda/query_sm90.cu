@@ -147,8 +147,8 @@ __device__ __forceinline__ void read_states(const arguments &in, const ring<R2, 
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 const int token = min((warpgroup * TILES + t) * 64 + 16 * warp + lane / 4 + 8 * r, count - 1);
-                f1[t][r] = f1_rows + token * (int)in.side.f1.stride[1];
-                const uint16_t *row = f2_rows + token * (int)in.side.f2.stride[1];
+                f1[t][r] = f1_rows + token * in.side.f1.stride[1];
+                const uint16_t *row = f2_rows + token * in.side.f2.stride[1];
 #pragma unroll
                 for (int step = 0; step < STEPS; step++) {
                     f2[t][step][r] = *(const uint32_t *)(row + 16 * step + 2 * (lane & 3));
@@ -281,7 +281,7 @@ __device__ __forceinline__ void read_states(const arguments &in, const ring<R2, 
             for (int r = 0; r < 2; r++) {
                 const int token = (warpgroup * TILES + t) * 64 + 16 * warp + lane / 4 + 8 * r;
                 if (token >= count) continue;
-                uint16_t *row = out + token * (int)in.side.rows.stride[1] + 8 * (lane & 3);
+                uint16_t *row = out + token * in.side.rows.stride[1] + 8 * (lane & 3);
                 const float s = factor[t][r];
 #pragma unroll
                 for (int j = 0; j < V / 32; j++) {

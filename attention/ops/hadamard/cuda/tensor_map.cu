@@ -65,7 +65,6 @@ extern "C" bool hla_hopper_addressable(const hla_cuda_view *view, const int64_t 
         if (shape[axis] <= 1) continue;
         if (view->stride[axis] <= 0 || view->stride[axis] % 8 != 0 || view->stride[axis] >= (int64_t)1 << 38)
             return false;
-        if (axis == 1 && view->stride[axis] >= 1 << 22) return false; /* kernels step over a tile by 32-bit offsets */
     }
     return true;
 }
