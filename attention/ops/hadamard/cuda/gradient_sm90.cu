@@ -17,9 +17,6 @@
 #include "attention/ops/hadamard/cuda/tensor_map.h"
 #include "attention/ops/hadamard/cuda/wgmma.cuh"
 
-/* elsewhere than on Hopper the kernel is empty, and what it is made of unused */
-#pragma nv_diag_suppress 177
-
 namespace {
 
 constexpr int PAIR = 2; /* blocks of a cluster */
@@ -463,7 +460,6 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
 
 template <int R2, int V, bool HALF>
 __global__ __launch_bounds__(THREADS, 1) void gradient(const __grid_constant__ arguments in) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using G = sizes<R2, V>;
     extern __shared__ uint8_t memory[];
     const uint32_t stages = (ptx::shared_address(memory) + 1023u) & ~1023u;
@@ -493,7 +489,6 @@ __global__ __launch_bounds__(THREADS, 1) void gradient(const __grid_constant__ a
         contract<R2, V, HALF>(in, stages, z, p, full, empty, z_full, z_empty, warp / 4, warp % 4, lane);
     }
     meet_pair(); /* neither block leaves while the other may still write to it */
-#endif
 }
 
 /* Rows of d1 and d2 beyond the sequences' ends become zero; a warp a row. */
