@@ -267,10 +267,6 @@ __device__ __forceinline__ int again(int item) {
     return item;
 }
 
-__device__ __forceinline__ void ask_for(const void *address) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
-
 template <int R2, int V, bool HALF>
 __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, uint32_t z, uint32_t p_at, uint32_t full,
                                          uint32_t empty, uint32_t z_full, uint32_t z_empty, int warpgroup, int warp,
@@ -316,7 +312,8 @@ __device__ __forceinline__ void contract(const arguments &in, uint32_t stages, u
             for (int r = 0; r < 2; r++) {
                 int64_t t = next.first + (row0 + 8 * r < next.count ? row0 + 8 * r : next.count - 1);
                 const hla_cuda_view &view = quad == 0 ? side.f1 : quad == 1 ? side.f2 : side.rows;
-                ask_for((const uint16_t *)view.data + row_offset(view, next.b, t, next.head) + (quad == 3 ? V / 2 : 0));
+                ptx::prefetch((const uint16_t *)view.data + row_offset(view, next.b, t, next.head) +
+                              (quad == 3 ? V / 2 : 0));
             }
         }
         float q[2][R2 / 4];

@@ -8,10 +8,8 @@
  * in registers. A range of rows belongs to one block of threads, whose sums go to memory; the block that finishes last
  * adds the ranges' sums in their order, so that the result has the same bits whichever block that is.
  */
+#include "attention/cuda/elements.cuh"
 #include "attention/ops/hadamard/cuda/stream.h"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 namespace {
 
@@ -25,22 +23,6 @@ constexpr int REGISTERS = 80;
 constexpr int REGISTERS = 96;
 #endif
 constexpr int64_t MOST_BLOCKS = INT32_MAX;
-
-__device__ __forceinline__ float load_element(const void *data, int64_t i, int dtype) {
-    if (dtype == HLA_F32) return ((const float *)data)[i];
-    if (dtype == HLA_BF16) return __bfloat162float(((const __nv_bfloat16 *)data)[i]);
-    return __half2float(((const __half *)data)[i]);
-}
-
-__device__ __forceinline__ void store_element(void *data, int64_t i, int dtype, float value) {
-    if (dtype == HLA_F32) ((float *)data)[i] = value;
-    if (dtype == HLA_BF16) ((__nv_bfloat16 *)data)[i] = __float2bfloat16_rn(value);
-    if (dtype == HLA_F16) ((__half *)data)[i] = __float2half_rn(value);
-}
-
-__device__ __forceinline__ int64_t row_of(const hla_cuda_view &view, int64_t b, int64_t t, int64_t h) {
-    return b * view.stride[0] + t * view.stride[1] + h * view.stride[2];
-}
 
 /* Feature f of token t: a product of one number of each factor, the last factor fastest. */
 __device__ __forceinline__ float feature(const hla_cuda_stream &call, const hla_cuda_view *factors, int64_t b,
