@@ -133,7 +133,7 @@ static hlv_status measure_kernel(bench_run *run, bench_scene *scene, const bench
         result->passed = result->error <= gate_limit(&scene->problem);
         run->wrong = run->wrong || !result->passed;
         result->planned = planned == NULL || strcmp(planned, call.kernel) == 0;
-        result->workspace = call.bytes + call.forward_bytes;
+        result->workspace = call.bytes + call.kept_bytes;
         result->operations = method_operations(method, &scene->problem);
         result->bytes = function_bytes(method->function, &scene->problem);
         if (result->passed) status = time_call(run, &call, result);

@@ -47,8 +47,8 @@ typedef struct device_call {
     bench_views views;
     hla_hadamard_plan *hadamard;
     hla_softmax_plan *softmax;
-    void *workspace, *forward_workspace; /* the latter: backward of Hadamard, kept from the forward pass */
-    size_t bytes, forward_bytes;
+    void *workspace, *kept; /* the latter: backward of Hadamard, what is kept of the forward pass */
+    size_t bytes, kept_bytes;
     char kernel[64];
 } device_call;
 

@@ -97,11 +97,9 @@ static hla_status open_hadamard(bench_device *device, const bench_method *method
     describe_hadamard(method, problem, &call->views, kernel, &description);
     hla_status status = hla_hadamard_plan_create(device->gpu, &description, &call->hadamard);
     if (status != HLA_OK) return status;
-    call->bytes = hla_hadamard_plan_workspace(call->hadamard);
-    if (call->backward) {
-        call->forward_bytes = call->bytes;
-        call->bytes = hla_hadamard_plan_backward_workspace(call->hadamard);
-    }
+    call->bytes = call->backward ? hla_hadamard_plan_backward_workspace(call->hadamard)
+                                 : hla_hadamard_plan_workspace(call->hadamard);
+    if (call->backward) call->kept_bytes = hla_hadamard_plan_kept_workspace(call->hadamard);
     snprintf(call->kernel, sizeof call->kernel, "%s", hla_hadamard_plan_kernel(call->hadamard));
     return HLA_OK;
 }
@@ -117,18 +115,38 @@ static hla_status open_softmax(bench_device *device, const bench_case *problem, 
     return HLA_OK;
 }
 
-static hla_status run_pass(device_call *call, bool backward) {
+static hla_status run_forward(const device_call *call, void *workspace, size_t bytes) {
     const bench_views *views = &call->views;
-    hla_hadamard_inputs inputs = {.q_features = views->q, .k_features = views->k, .v = &views->v};
+    const hla_hadamard_inputs inputs = {.q_features = views->q, .k_features = views->k, .v = &views->v};
+    return hla_hadamard_forward(call->hadamard, &views->out, NULL, &inputs, workspace, bytes);
+}
+
+static hla_status run_backward(const device_call *call) {
+    const bench_views *views = &call->views;
+    const hla_hadamard_inputs inputs = {
+        .q_features = views->q, .k_features = views->k, .v = &views->v, .forward_workspace = call->kept};
     const hla_hadamard_gradients gradients = {.dq_features = views->dq, .dk_features = views->dk, .dv = &views->dv};
-    if (!call->backward)
-        return hla_hadamard_forward(call->hadamard, &views->out, NULL, &inputs, call->workspace, call->bytes);
-    if (!backward)
-        return hla_hadamard_forward(call->hadamard, &views->out, NULL, &inputs, call->forward_workspace,
-                                    call->forward_bytes);
-    inputs.forward_workspace = call->forward_workspace;
     return hla_hadamard_backward(call->hadamard, &gradients, &views->d_out, NULL, &inputs, call->workspace,
                                  call->bytes);
+}
+
+/* Memory of which every byte is one until it is written. */
+static hla_status allocate(bench_device *device, size_t bytes, void **memory) {
+    hla_status status = hla_device_allocate(device->gpu, bytes + 1, memory);
+    return status == HLA_OK ? hla_device_queue_fill(device->gpu, *memory, 0xff, bytes + 1) : status;
+}
+
+/* What the backward pass needs of the forward one, and no more. */
+static hla_status keep_state(bench_device *device, device_call *call) {
+    size_t bytes = hla_hadamard_plan_workspace(call->hadamard);
+    void *workspace = NULL;
+    hla_status status = allocate(device, bytes, &workspace);
+    if (status == HLA_OK) status = allocate(device, call->kept_bytes, &call->kept);
+    if (status == HLA_OK) status = run_forward(call, workspace, bytes);
+    if (status == HLA_OK) status = hla_device_queue_copy(device->gpu, call->kept, workspace, call->kept_bytes);
+    if (status == HLA_OK) status = hla_device_synchronise(device->gpu);
+    hla_device_free(device->gpu, workspace);
+    return status;
 }
 
 hlv_status device_call_open(cli_session *session, bench_device *device, const bench_method *method,
@@ -137,14 +155,8 @@ hlv_status device_call_open(cli_session *session, bench_device *device, const be
     *call = (device_call){.backward = problem->backward, .views = *views};
     hla_status status = method->function == FUNCTION_SOFTMAX ? open_softmax(device, problem, kernel, call)
                                                              : open_hadamard(device, method, problem, kernel, call);
-    if (status == HLA_OK) status = hla_device_allocate(device->gpu, call->bytes + 1, &call->workspace);
-    if (status == HLA_OK) status = hla_device_queue_fill(device->gpu, call->workspace, 0xff, call->bytes + 1);
-    if (status == HLA_OK && call->backward && call->hadamard != NULL) {
-        status = hla_device_allocate(device->gpu, call->forward_bytes + 1, &call->forward_workspace);
-        if (status == HLA_OK)
-            status = hla_device_queue_fill(device->gpu, call->forward_workspace, 0xff, call->forward_bytes + 1);
-        if (status == HLA_OK) status = run_pass(call, false);
-    }
+    if (status == HLA_OK) status = allocate(device, call->bytes, &call->workspace);
+    if (status == HLA_OK && call->backward && call->hadamard != NULL) status = keep_state(device, call);
     if (status == HLA_OK) return HLV_OK;
     device_call_close(device, call);
     return fail_operator(session, device->gpu, status);
@@ -154,7 +166,8 @@ hla_status device_call_run(bench_device *device, void *user) {
     device_call *call = user;
     const bench_views *views = &call->views;
     (void)device;
-    if (call->hadamard != NULL) return run_pass(call, call->backward);
+    if (call->hadamard != NULL)
+        return call->backward ? run_backward(call) : run_forward(call, call->workspace, call->bytes);
     if (!call->backward)
         return hla_softmax_forward(call->softmax, &views->out, &views->q[0], &views->k[0], &views->v, NULL, NULL,
                                    call->workspace, call->bytes);
@@ -164,7 +177,7 @@ hla_status device_call_run(bench_device *device, void *user) {
 
 void device_call_close(bench_device *device, device_call *call) {
     hla_device_free(device->gpu, call->workspace);
-    hla_device_free(device->gpu, call->forward_workspace);
+    hla_device_free(device->gpu, call->kept);
     hla_hadamard_plan_free(call->hadamard);
     hla_softmax_plan_free(call->softmax);
     *call = (device_call){0};

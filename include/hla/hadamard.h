@@ -89,8 +89,9 @@ typedef struct hla_hadamard_inputs {
     const int64_t *key_starts;    /*   queries query_starts[n] ... query_starts[n + 1] - 1; keys likewise, up to Tk */
     const float *initial_state;   /* NULL, or [N,Hkv,R,V+1]: of tokens that came before all keys, seen by every query */
     const void *forward_workspace; /* backward only: NULL, or the workspace of the forward call with this plan and these
-                                      inputs, unchanged since then; kernels of a GPU then need not make the state again,
-                                      others do not look at it */
+                                      inputs, of which the first hla_hadamard_plan_kept_workspace(plan) bytes, or a copy
+                                      of them aligned to 64, are read: kernels of a GPU then need not make the state
+                                      again */
 } hla_hadamard_inputs;
 
 /* out [B,Tq,H,V], or NULL if only the state is wanted. final_state: NULL, or [N,Hkv,R,V+1] float32, the sum of the
@@ -122,6 +123,9 @@ HLA_API hla_status hla_hadamard_backward(const hla_hadamard_plan *plan, const hl
                                          const hla_tensor *d_out, const float *d_final_state,
                                          const hla_hadamard_inputs *inputs, void *workspace, size_t workspace_size);
 HLA_API size_t hla_hadamard_plan_backward_workspace(const hla_hadamard_plan *plan); /* bytes, 64-byte aligned */
+/* Bytes at the beginning of a forward call's workspace that inputs.forward_workspace reads: all that is worth keeping
+ * of it until the backward pass. 0 where the state is always made again. */
+HLA_API size_t hla_hadamard_plan_kept_workspace(const hla_hadamard_plan *plan);
 
 /* An entry of the kernel table. */
 typedef struct hla_kernel_info {

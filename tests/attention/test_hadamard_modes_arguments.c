@@ -88,6 +88,7 @@ static void test_unaddressable_backward(void **unused) {
            "backward pass cannot be addressed");
     hla_hadamard_plan_free(plan);
     assert_int_equal(hla_hadamard_plan_backward_workspace(NULL), 0);
+    assert_int_equal(hla_hadamard_plan_kept_workspace(NULL), 0);
     hla_context_free(context);
 }
 

@@ -288,4 +288,4 @@ static hla_status run(const hla_hadamard_call *call) {
 }
 
 extern const hla_hadamard_backward_entry HLA_ISA_NAME(hla_hadamard_backward_state);
-const hla_hadamard_backward_entry HLA_ISA_NAME(hla_hadamard_backward_state) = {measure, run};
+const hla_hadamard_backward_entry HLA_ISA_NAME(hla_hadamard_backward_state) = {.measure = measure, .run = run};

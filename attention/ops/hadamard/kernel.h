@@ -22,6 +22,8 @@ typedef struct hla_hadamard_call {
 typedef struct hla_hadamard_backward_entry {
     void (*measure)(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
     hla_status (*run)(const hla_hadamard_call *call);
+    /* Takes from the arena what run reads of in.forward_workspace, as the forward pass does first; NULL: nothing. */
+    void (*keep)(hla_arena *arena, const hla_hadamard_problem *problem);
 } hla_hadamard_backward_entry;
 
 /* One entry of the kernel table. */

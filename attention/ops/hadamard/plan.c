@@ -193,6 +193,9 @@ static void choose_backward(hla_hadamard_plan *plan) {
     hla_arena arena = {0};
     plan->backward->measure(&arena, &plan->problem, plan->threads);
     plan->backward_workspace = arena.overflow ? SIZE_MAX : arena.used;
+    hla_arena kept = {0};
+    if (plan->backward->keep) plan->backward->keep(&kept, &plan->problem);
+    plan->kept_workspace = kept.used;
 }
 
 /* The cheaper form, compared at the speed of the best instruction set here, which both forms are written for. (A state
@@ -298,4 +301,8 @@ const char *hla_hadamard_plan_explain(const hla_hadamard_plan *plan) {
 
 size_t hla_hadamard_plan_backward_workspace(const hla_hadamard_plan *plan) {
     return plan ? plan->backward_workspace : 0;
+}
+
+size_t hla_hadamard_plan_kept_workspace(const hla_hadamard_plan *plan) {
+    return plan ? plan->kept_workspace : 0;
 }

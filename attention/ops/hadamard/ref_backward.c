@@ -216,4 +216,4 @@ static hla_status run(const hla_hadamard_call *call) {
     return HLA_OK;
 }
 
-const hla_hadamard_backward_entry hla_hadamard_backward_reference = {measure, run};
+const hla_hadamard_backward_entry hla_hadamard_backward_reference = {.measure = measure, .run = run};

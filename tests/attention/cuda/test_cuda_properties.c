@@ -162,6 +162,32 @@ static void test_graph(void **state) {
     each_job(*state, capture);
 }
 
+/* ---- what the backward pass reads of the forward's workspace ---- */
+
+/* A copy of what is worth keeping, with the rest of both workspaces poisoned, gives the same gradients as none. */
+static void keep(device *gpu, job *j) {
+    size_t kept = hla_hadamard_plan_kept_workspace(j->plan);
+    void *copy = device_take(gpu, kept);
+    assert_true(kept <= j->size[0]);
+    job_poison(gpu, j);
+    job_queue(gpu, j);
+    must(gpu, hla_device_synchronise(gpu->context));
+    job_compare(gpu, j, "directly");
+    job_poison(gpu, j);
+    must(gpu, device_queue(&j->arrays, j->plan, false, j->workspace[0], j->size[0]));
+    must(gpu, hla_device_queue_copy(gpu->context, copy, j->workspace[0], kept));
+    for (int i = 0; i < 2; i++)
+        must(gpu, hla_device_queue_fill(gpu->context, j->workspace[i], 0xff, j->size[i]));
+    j->arrays.inputs.forward_workspace = copy;
+    must(gpu, device_queue(&j->arrays, j->plan, true, j->workspace[1], j->size[1]));
+    must(gpu, hla_device_synchronise(gpu->context));
+    job_compare(gpu, j, "with a kept state");
+}
+
+static void test_kept_state(void **state) {
+    each_job(*state, keep);
+}
+
 /* ---- two contexts on two streams ---- */
 
 static void test_two_contexts(void **state) {
@@ -354,7 +380,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(test_same_bits, &gpu),      cmocka_unit_test_prestate(test_graph, &gpu),
         cmocka_unit_test_prestate(test_two_contexts, &gpu),   cmocka_unit_test_prestate(test_million_tokens, &gpu),
-        cmocka_unit_test_prestate(test_beyond_32_bits, &gpu),
+        cmocka_unit_test_prestate(test_beyond_32_bits, &gpu), cmocka_unit_test_prestate(test_kept_state, &gpu),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     device_close(&gpu);

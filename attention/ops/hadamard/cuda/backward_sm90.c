@@ -61,11 +61,11 @@ static float query_state_scale(const hla_hadamard_call *call) {
 static hla_status query_gradients(const backward_memory *memory, const hla_hadamard_call *call) {
     const hla_hadamard_problem *problem = call->problem;
     hla_hopper_shape shape = hla_hopper_shape_of(problem, call->threads);
-    hla_hopper_forward kept = memory->forward;
+    hla_hopper_state kept = memory->forward.state;
     hla_status status = HLA_OK;
     if (call->in.forward_workspace) {
         hla_arena arena = {.base = (char *)call->in.forward_workspace};
-        hla_hopper_take_forward(&kept, &arena, problem, call->threads);
+        hla_hopper_take_kept(&kept, &arena, problem);
     } else {
         status = hla_hopper_build_keys(call, &memory->forward);
     }
@@ -74,9 +74,9 @@ static hla_status query_gradients(const backward_memory *memory, const hla_hadam
         .side = hla_hopper_queries(call, &memory->forward.spans, call->out, HLA_HOPPER_TILE),
         .d1 = hla_cuda_view_of(&call->gradients.dq_features[0]),
         .d2 = hla_cuda_view_of(&call->gradients.dq_features[1]),
-        .states = kept.state.states,
-        .s = kept.state.s,
-        .z_split = kept.state.z_split,
+        .states = kept.states,
+        .s = kept.s,
+        .z_split = kept.z_split,
         .mode = problem->normalised ? HLA_GRADIENT_QUERIES : HLA_GRADIENT_PLAIN,
         .epsilon = shape.sigma * problem->epsilon,
         .scale = problem->scale / shape.sigma,
@@ -166,4 +166,9 @@ static hla_status run(const hla_hadamard_call *call) {
     return status;
 }
 
-const hla_hadamard_backward_entry hla_hopper_backward = {measure, run};
+static void keep(hla_arena *arena, const hla_hadamard_problem *problem) {
+    hla_hopper_state kept;
+    hla_hopper_take_kept(&kept, arena, problem);
+}
+
+const hla_hadamard_backward_entry hla_hopper_backward = {.measure = measure, .run = run, .keep = keep};

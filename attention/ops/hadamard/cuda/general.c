@@ -409,8 +409,8 @@ static hla_status run_quadratic(const hla_hadamard_call *call) {
     return on_device(&r, quadratic_wave);
 }
 
-const hla_hadamard_backward_entry hla_cuda_hadamard_backward_state = {hla_cuda_hadamard_general_measure_backward,
-                                                                      hla_cuda_hadamard_general_run_backward};
+const hla_hadamard_backward_entry hla_cuda_hadamard_backward_state = {
+    .measure = hla_cuda_hadamard_general_measure_backward, .run = hla_cuda_hadamard_general_run_backward};
 
 const hla_hadamard_entry hla_cuda_hadamard_quadratic = {
     .kernel = {.name = "quadratic_cuda", .isa = HLA_ISA_CUDA, .capability = 80},

@@ -134,17 +134,21 @@ hla_hopper_shape hla_hopper_shape_of(const hla_hadamard_problem *problem, int pr
                               .processors = processors};
 }
 
-void hla_hopper_take_state(hla_hopper_state *state, hla_arena *arena, const hla_hadamard_problem *problem,
-                           int processors) {
-    hla_hopper_shape shape = hla_hopper_shape_of(problem, processors);
+void hla_hopper_take_kept(hla_hopper_state *state, hla_arena *arena, const hla_hadamard_problem *problem) {
     int64_t states = hla_hadamard_sequence_count(problem) * problem->kv_heads;
     int64_t rank = hla_hadamard_state_rank(problem);
     *state = (hla_hopper_state){.states = states};
     state->s = hla_arena_take(arena, states * rank * problem->value_dim, sizeof(uint16_t));
     state->z_split = hla_arena_take(arena, 2 * states * rank, sizeof(uint16_t));
     state->z = hla_arena_take(arena, states * rank, sizeof(float));
+}
+
+void hla_hopper_take_state(hla_hopper_state *state, hla_arena *arena, const hla_hadamard_problem *problem,
+                           int processors) {
+    hla_hopper_shape shape = hla_hopper_shape_of(problem, processors);
+    hla_hopper_take_kept(state, arena, problem);
     state->partial = hla_arena_take(arena, hla_hopper_state_partial(&shape), sizeof(float));
-    state->z_partial = hla_arena_take(arena, hla_hopper_z_partial(&shape, states), sizeof(float));
+    state->z_partial = hla_arena_take(arena, hla_hopper_z_partial(&shape, state->states), sizeof(float));
 }
 
 void hla_hopper_take_forward(hla_hopper_forward *forward, hla_arena *arena, const hla_hadamard_problem *problem,

@@ -28,12 +28,14 @@ hla_hopper_side hla_hopper_keys(const hla_hadamard_call *call, const hla_hopper_
 hla_hopper_side hla_hopper_queries(const hla_hadamard_call *call, const hla_hopper_spans *spans, const hla_tensor *rows,
                                    int64_t unit);
 
-/* The memory of the forward pass, first in its workspace, where a backward pass may find s, z and z_split. */
+/* The memory of the forward pass, first in its workspace. */
 typedef struct hla_hopper_forward {
     hla_hopper_state state;
     hla_hopper_spans spans;
 } hla_hopper_forward;
 
+/* s, z and z_split, which a backward pass can read; the first in any workspace, so that a part of it can be kept. */
+void hla_hopper_take_kept(hla_hopper_state *state, hla_arena *arena, const hla_hadamard_problem *problem);
 void hla_hopper_take_state(hla_hopper_state *state, hla_arena *arena, const hla_hadamard_problem *problem,
                            int processors);
 void hla_hopper_take_forward(hla_hopper_forward *forward, hla_arena *arena, const hla_hadamard_problem *problem,
