@@ -111,6 +111,20 @@ __device__ __forceinline__ void load_matrices(uint32_t (&to)[2], uint32_t addres
                  : "memory");
 }
 
+/* The same, not transposed: lane 8i + r gives row r of matrix i, and holds numbers of row lane / 4. */
+__device__ __forceinline__ void load_rows(uint32_t (&to)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+/* Byte offset of 16-byte piece `piece` of row `row`, as the copy engine swizzles rows of 128, 64 or 32 bytes. */
+__device__ __forceinline__ uint32_t swizzled(int row_bytes, int row, int piece) {
+    int flip = row_bytes == 128 ? row & 7 : row_bytes == 64 ? (row >> 1) & 3 : (row >> 2) & 1;
+    return (uint32_t)(row * row_bytes + ((piece ^ flip) << 4));
+}
+
 __device__ __forceinline__ void store_shared(uint32_t address, uint4 value) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x), "r"(value.y), "r"(value.z),
                  "r"(value.w)
@@ -125,6 +139,16 @@ __device__ __forceinline__ uint4 load_shared(uint32_t address) {
                  : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                  : "r"(address)
                  : "memory");
+    return value;
+}
+__device__ __forceinline__ uint2 load_shared_two(uint32_t address) {
+    uint2 value;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address) : "memory");
+    return value;
+}
+__device__ __forceinline__ uint32_t load_shared_word(uint32_t address) {
+    uint32_t value;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
     return value;
 }
 __device__ __forceinline__ float2 load_shared_pair(uint32_t address) {

@@ -3,7 +3,8 @@
  * Persistent blocks take tiles of 256 tokens of a head, 128 for each of two warpgroups, whose f2 stays in registers as
  * fragments; times f1_a, a number of the fragment's row, they are the A operand, and 64 rows of S at a time, brought by
  * a third warpgroup through a ring of stages, are the B operand. d comes first: z as a sum of two 16-bit numbers times
- * f2, contracted with f1 in float32.
+ * f2, contracted with f1 in float32. The third warpgroup also brings the features, those of the next tile while this
+ * one is worked on, so that a tile does not begin with a trip to memory.
  */
 #include "attention/ops/hadamard/cuda/line.cuh"
 #include "attention/ops/hadamard/cuda/ptx.cuh"
@@ -18,13 +19,15 @@ constexpr int THREADS = 384;
 constexpr int SHARED_LIMIT = 232448;
 
 struct arguments {
-    CUtensorMap s, z;
+    CUtensorMap s, z, f1, f2;
     hla_hopper_side side;
     hla_hopper_query_options options;
     int rank1, key_heads;
-    int tiles;     /* of all heads */
-    float unscale; /* 1 / sigma */
-    float epsilon; /* times sigma */
+    int f1_row;          /* bytes of a row of f1 in shared memory: 128, 64 or 32 */
+    int stages, buffers; /* of S or z, and of a tile's features */
+    int tiles;           /* of all heads */
+    float unscale;       /* 1 / sigma */
+    float epsilon;       /* times sigma */
 };
 
 template <int R2, int V> struct stage {
@@ -32,21 +35,28 @@ template <int R2, int V> struct stage {
     static constexpr int Z_HALF = Z_ROWS * R2 * 2;     /* bytes of the coarse half of z, and of the fine one */
     static constexpr int S = 64 * V * 2;
     static constexpr int BYTES = S > 2 * Z_HALF ? S : 2 * Z_HALF;
-    static constexpr int PLACE = 32; /* bytes that tell of a tile, with its first stage */
-    static constexpr int FIT = (SHARED_LIMIT - 1024) / (BYTES + PLACE + 16), COUNT = FIT < 12 ? FIT : 12;
-    static constexpr int SHARED = COUNT * (BYTES + PLACE + 16) + 1024;
-    static_assert(BYTES % 1024 == 0, "stages keep the alignment that swizzling needs");
+    static constexpr int ROW = (R2 < 64 ? R2 : 64) * 2; /* bytes of a row of f2, as swizzled */
+    static constexpr int F2 = TILE * R2 * 2;            /* bytes of the tile's; its f1 follows */
+    static_assert(BYTES % 1024 == 0 && F2 % 1024 == 0, "tiles keep the alignment that swizzling needs");
 };
 
-/* Where the parts of all stages are. */
+constexpr int PLACE = 16; /* bytes that tell of a tile, beside its features */
+constexpr int MOST_STAGES = 12, FEWEST_STAGES = 6;
+
+/* Where everything is: stages of S or z, and buffers of a tile's features. */
 template <int R2, int V> struct ring {
     using G = stage<R2, V>;
-    uint32_t stages, places, full, empty;
-    __device__ __forceinline__ explicit ring(const void *memory) {
+    uint32_t stages, features, places, full, empty, features_full, features_empty;
+    uint32_t features_size; /* bytes of a buffer */
+    __device__ __forceinline__ ring(const void *memory, const arguments &in) {
+        features_size = G::F2 + TILE * 2 * in.rank1;
         stages = (ptx::shared_address(memory) + 1023u) & ~1023u;
-        places = stages + G::COUNT * G::BYTES;
-        full = places + G::COUNT * G::PLACE;
-        empty = full + 8 * G::COUNT;
+        features = stages + in.stages * G::BYTES;
+        places = features + in.buffers * features_size;
+        full = places + in.buffers * PLACE;
+        empty = full + 8 * in.stages;
+        features_full = empty + 8 * in.stages;
+        features_empty = features_full + 8 * in.buffers;
     }
 };
 
@@ -77,26 +87,38 @@ __device__ __forceinline__ int64_t row_offset(const hla_cuda_view &view, int64_t
 
 /* ---- the third warpgroup ---- */
 
-/* Brings the states that the block's tiles read, and says where each tile is. One thread. */
-template <int R2, int V> __device__ __forceinline__ void load_states(const arguments &in, const ring<R2, V> &ring) {
+/* Brings a tile's features to a buffer, and says where the tile is. What lies behind the sequence's tokens comes along
+ * and is not written out. */
+template <int R2, int V>
+__device__ __forceinline__ void load_features(const arguments &in, const ring<R2, V> &ring, const place &at,
+                                              int buffer) {
+    const uint32_t to = ring.features + buffer * ring.features_size, barrier = ring.features_full + 8 * buffer;
+    ptx::store_shared(ring.places + buffer * PLACE, make_uint4(at.b, at.first, at.count, at.head));
+    ptx::barrier_expect(barrier, ring.features_size);
+    for (int half = 0; 64 * half < R2; half++)
+        ptx::copy_tensor(to + half * (TILE * 128), &in.f2, barrier, 64 * half, at.head, at.first, at.b);
+    for (int half = 0; 64 * half < in.rank1; half++)
+        ptx::copy_tensor(to + stage<R2, V>::F2 + half * (TILE * 128), &in.f1, barrier, 64 * half, at.head, at.first,
+                         at.b);
+}
+
+/* Brings what the block's tiles need. One thread. */
+template <int R2, int V> __device__ __forceinline__ void load_tiles(const arguments &in, const ring<R2, V> &ring) {
     using G = stage<R2, V>;
     const int rank = in.rank1 * R2;
-    int filling = 0;
-    uint32_t parity = 1;
+    int filling = 0, buffer = 0;
+    uint32_t parity = 1, features_parity = 1;
     for (int tile = blockIdx.x; tile < in.tiles; tile += gridDim.x) {
         const place at = place_of(in, tile);
-        bool first = true;
+        ptx::barrier_wait(ring.features_empty + 8 * buffer, features_parity);
+        load_features<R2, V>(in, ring, at, buffer);
+        if (++buffer == in.buffers) buffer = 0, features_parity ^= 1;
         auto next = [&](uint32_t bytes) {
             ptx::barrier_wait(ring.empty + 8 * filling, parity);
-            uint32_t to = ring.places + filling * G::PLACE;
-            if (first) {
-                ptx::store_shared(to, make_uint4(at.b, at.first, at.count, at.head));
-                first = false;
-            }
             ptx::barrier_expect(ring.full + 8 * filling, bytes);
         };
         auto done = [&]() {
-            if (++filling == G::COUNT) filling = 0, parity ^= 1;
+            if (++filling == in.stages) filling = 0, parity ^= 1;
         };
         for (int a = 0; in.options.normalised && a < in.rank1; a += G::Z_ROWS) {
             next(2 * G::Z_HALF);
@@ -129,46 +151,38 @@ __device__ __forceinline__ void read_states(const arguments &in, const ring<R2, 
     using G = stage<R2, V>;
     constexpr int STEPS = R2 / 16;                           /* of 16 values of b */
     constexpr int PENDING = (R2 == 128 ? 1 : 2) * TILES - 1; /* products in flight: each keeps four registers */
-    int reading = 0;
-    uint32_t parity = 0;
+    int reading = 0, buffer = 0;
+    uint32_t parity = 0, features_parity = 0;
     auto advance = [&]() {
-        if (++reading == G::COUNT) reading = 0, parity ^= 1;
+        if (++reading == in.stages) reading = 0, parity ^= 1;
+    };
+    const int own_row = warpgroup * TILES * 64 + 16 * warp; /* the warp's first of the first 64 */
+    const int f1_row = own_row + lane / 4;                  /* the lane's; others are 8 and 64 further */
+    /* The piece of 8 values of f1 that a is in. Rows 8 apart are swizzled alike. */
+    auto f1_at = [&](uint32_t f1, int t, int r, int a) {
+        return f1 + (uint32_t)((a >> 6) * (TILE * 128) + (64 * t + 8 * r) * in.f1_row) +
+               ptx::swizzled(in.f1_row, f1_row, (a & 63) >> 3);
     };
     for (int tile = blockIdx.x; tile < in.tiles; tile += gridDim.x) {
-        ptx::barrier_wait(ring.full + 8 * reading, parity); /* the place comes with the first stage */
-        const uint4 place = ptx::load_shared(ring.places + reading * G::PLACE); /* b, first, count, head */
+        ptx::barrier_wait(ring.features_full + 8 * buffer, features_parity);
+        const uint4 place = ptx::load_shared(ring.places + buffer * PLACE); /* b, first, count, head */
         const int count = (int)place.z;
-        const uint16_t *f1_rows = (const uint16_t *)in.side.f1.data + row_offset(in.side.f1, place.x, place.y, place.w);
-        const uint16_t *f2_rows = (const uint16_t *)in.side.f2.data + row_offset(in.side.f2, place.x, place.y, place.w);
-        const uint16_t *f1[TILES][2]; /* rows of factor 1; tokens beyond the last read the last one */
+        const uint32_t f2_rows = ring.features + buffer * ring.features_size;
+        const uint32_t f1_rows = f2_rows + G::F2;
         uint32_t f2[TILES][STEPS][4];
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                const int token = min((warpgroup * TILES + t) * 64 + 16 * warp + lane / 4 + 8 * r, count - 1);
-                f1[t][r] = f1_rows + token * in.side.f1.stride[1];
-                const uint16_t *row = f2_rows + token * in.side.f2.stride[1];
-#pragma unroll
-                for (int step = 0; step < STEPS; step++) {
-                    f2[t][step][r] = *(const uint32_t *)(row + 16 * step + 2 * (lane & 3));
-                    f2[t][step][r + 2] = *(const uint32_t *)(row + 16 * step + 8 + 2 * (lane & 3));
-                }
+            for (int step = 0; step < STEPS; step++) {
+                const int row = own_row + 64 * t + (lane & 15), piece = 2 * (step % 4) + (lane >> 4);
+                ptx::load_rows(f2[t][step], f2_rows + step / 4 * (TILE * 128) + ptx::swizzled(G::ROW, row, piece));
             }
-        /* All that a tile begins with is asked for at once: a trip to memory takes as long as several products. */
         uint2 next[TILES][2];
-        uint32_t f1_pairs[TILES][2][G::Z_ROWS / 8]; /* values 8j + 2 (lane % 4) and the next, for d */
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                next[t][r] = *(const uint2 *)f1[t][r];
-#pragma unroll
-                for (int j = 0; j < G::Z_ROWS / 8; j++) {
-                    bool there = in.options.normalised && 8 * j < in.rank1;
-                    f1_pairs[t][r][j] = there ? *(const uint32_t *)(f1[t][r] + 8 * j + 2 * (lane & 3)) : 0;
-                }
-            }
+            for (int r = 0; r < 2; r++)
+                next[t][r] = ptx::load_shared_two(f1_at(f1_rows, t, r, 0));
         float factor[TILES][2]; /* what the sums are multiplied by */
         float sums[TILES][V / 2];
 #pragma unroll
@@ -204,12 +218,10 @@ __device__ __forceinline__ void read_states(const arguments &in, const ring<R2, 
                 for (int r = 0; r < 2; r++)
 #pragma unroll
                     for (int j = 0; j < G::Z_ROWS / 8; j++) {
-                        float2 a = ptx::unpack<HALF>(f1_pairs[t][r][j]);
                         if (first + 8 * j >= in.rank1) continue; /* z holds other numbers there */
+                        float2 a = ptx::unpack<HALF>(
+                            ptx::load_shared_word(f1_at(f1_rows, t, r, first + 8 * j) + 4 * (lane & 3)));
                         factor[t][r] += a.x * z[t][4 * j + 2 * r] + a.y * z[t][4 * j + 2 * r + 1];
-                        int later = first + G::Z_ROWS + 8 * j;
-                        if (later < in.rank1)
-                            f1_pairs[t][r][j] = *(const uint32_t *)(f1[t][r] + later + 2 * (lane & 3));
                     }
         }
 #pragma unroll
@@ -237,7 +249,8 @@ __device__ __forceinline__ void read_states(const arguments &in, const ring<R2, 
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
                     four[t][r] = next[t][r];
-                    if (a + 4 < in.rank1) next[t][r] = *(const uint2 *)(f1[t][r] + a + 4);
+                    if (a + 4 < in.rank1)
+                        next[t][r] = ptx::load_shared_two(f1_at(f1_rows, t, r, a + 4) + 2 * ((a + 4) & 4));
                 }
 #pragma unroll
             for (int i = 0; i < R2 / 16; i++) {
@@ -269,6 +282,9 @@ __device__ __forceinline__ void read_states(const arguments &in, const ring<R2, 
                 advance();
             }
         }
+        __syncwarp();
+        if (lane == 0) ptx::barrier_arrive(ring.features_empty + 8 * buffer);
+        if (++buffer == in.buffers) buffer = 0, features_parity ^= 1;
         uint16_t *out = (uint16_t *)in.side.rows.data + row_offset(in.side.rows, place.x, place.y, place.w);
         wgmma::wait<0>();
 #pragma unroll
@@ -299,21 +315,24 @@ __device__ __forceinline__ void read_states(const arguments &in, const ring<R2, 
 
 template <int R2, int V, bool HALF>
 __global__ __launch_bounds__(THREADS, 1) void query_state(const __grid_constant__ arguments in) {
-    using G = stage<R2, V>;
     extern __shared__ uint8_t memory[];
-    const ring<R2, V> ring(memory);
+    const ring<R2, V> ring(memory, in);
     const int warp = __shfl_sync(0xffffffffu, (int)(threadIdx.x >> 5), 0), lane = threadIdx.x & 31;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < G::COUNT; i++) {
+        for (int i = 0; i < in.stages; i++) {
             ptx::barrier_init(ring.full + 8 * i, 1);
             ptx::barrier_init(ring.empty + 8 * i, 8);
+        }
+        for (int i = 0; i < in.buffers; i++) {
+            ptx::barrier_init(ring.features_full + 8 * i, 1);
+            ptx::barrier_init(ring.features_empty + 8 * i, 8);
         }
         ptx::barrier_init_fence();
     }
     __syncthreads();
     if (warp >= 8) {
         ptx::give_registers<R2 == 128 ? 24 : 40>();
-        if (warp == 8 && lane == 0) load_states<R2, V>(in, ring);
+        if (warp == 8 && lane == 0) load_tiles<R2, V>(in, ring);
     } else {
         ptx::take_registers<R2 == 128 ? 240 : 232>();
         read_states<R2, V, HALF>(in, ring, warp / 4, warp % 4, lane);
@@ -334,9 +353,15 @@ __global__ void clear_rows(hla_hopper_side side, int width) {
 
 /* ---- launch ---- */
 
-template <int R2, int V, bool HALF> int launch(const arguments &in, int processors, cudaStream_t stream) {
+/* Two buffers of features, where that leaves room for stages enough. */
+template <int R2, int V, bool HALF> int launch(arguments in, int processors, cudaStream_t stream) {
+    using G = stage<R2, V>;
     auto *kernel = query_state<R2, V, HALF>;
-    const int shared = stage<R2, V>::SHARED;
+    const int features = G::F2 + TILE * 2 * in.rank1 + PLACE + 16, stage = G::BYTES + 16;
+    in.buffers = 2 * features <= SHARED_LIMIT - 1024 - FEWEST_STAGES * stage ? 2 : 1;
+    in.stages = (SHARED_LIMIT - 1024 - in.buffers * features) / stage;
+    if (in.stages > MOST_STAGES) in.stages = MOST_STAGES;
+    const int shared = 1024 + in.buffers * features + in.stages * stage;
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error != cudaSuccess) return (int)error;
     const int blocks = in.tiles < processors ? in.tiles : processors;
@@ -361,12 +386,18 @@ extern "C" int hla_hopper_query(const hla_hopper_shape *shape, const hla_hopper_
     in.rank1 = (int)shape->rank1, in.key_heads = (int)(side->heads / side->group);
     in.tiles = (int)(side->units * side->heads);
     in.unscale = 1 / shape->sigma, in.epsilon = options->epsilon * shape->sigma;
+    in.f1_row = (in.rank1 < 64 ? in.rank1 : 64) * 2;
     const int rank2 = (int)shape->rank2;
     const int64_t rank = shape->rank1 * rank2;
     int error = hla_rows_map(&in.s, state->s, shape->value_dim, state->states * rank, shape->half, 64, 64);
     if (!error)
         error = hla_rows_map(&in.z, state->z_split, rank2, state->states * 2 * shape->rank1, shape->half,
                              rank2 < 64 ? rank2 : 64, rank2 == 128 ? 32 : rank2);
+    hla_tensor_map_extent f1 = {shape->rank1, side->heads, side->tokens, side->batch}, f2 = f1;
+    f2.x = shape->rank2;
+    if (!error && in.tiles > 0) error = hla_tensor_map(&in.f1, &side->f1, &f1, shape->half, in.f1_row / 2, TILE);
+    if (!error && in.tiles > 0)
+        error = hla_tensor_map(&in.f2, &side->f2, &f2, shape->half, rank2 < 64 ? rank2 : 64, TILE);
     cudaStream_t queue = (cudaStream_t)stream;
     if (!error && in.tiles > 0) {
         if (rank2 == 16)

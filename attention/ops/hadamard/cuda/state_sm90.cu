@@ -52,12 +52,6 @@ template <int R2, int TILES, int V> struct ring {
     }
 };
 
-/* Byte offset of 16-byte piece `piece` of row `row`, as the copy engine swizzles rows of 128, 64 or 32 bytes. */
-__device__ __forceinline__ uint32_t swizzled(int row_bytes, int row, int piece) {
-    int flip = row_bytes == 128 ? row & 7 : row_bytes == 64 ? (row >> 1) & 3 : (row >> 2) & 1;
-    return (uint32_t)(row * row_bytes + ((piece ^ flip) << 4));
-}
-
 __device__ __forceinline__ const char *row_address(const hla_cuda_view &view, int64_t b, int64_t t, int64_t h) {
     return (const char *)view.data + 2 * (b * view.stride[0] + t * view.stride[1] + h * view.stride[2]);
 }
@@ -113,7 +107,7 @@ __device__ void copy_by_hand(uint32_t to, const hla_cuda_view &view, const place
         uint4 value = make_uint4(0, 0, 0, 0);
         if (t < at.valid)
             value = *(const uint4 *)(row_address(view, at.b, at.first + t, at.head) + 2 * (column + 8 * piece));
-        ptx::store_shared(to + swizzled(row_bytes, t, piece), value);
+        ptx::store_shared(to + ptx::swizzled(row_bytes, t, piece), value);
     }
 }
 
@@ -303,14 +297,14 @@ __device__ __forceinline__ void sum_tiles(const arguments &in, const ring<R2, TI
     const int matrix = lane >> 3, row8 = lane & 7;
     /* f2 is loaded as matrices of 8 tokens x 8 values of b: tokens 0-7 and 8-15, b and b + 8 */
     const int token = row8 + 8 * (matrix >> 1), b = R2 >= 64 ? 16 * warp : R2 == 32 ? 16 * (warp & 1) : 0;
-    const uint32_t f2_at = S::F2_AT + swizzled(S::ROW, token, b / 8 + (matrix & 1));
+    const uint32_t f2_at = S::F2_AT + ptx::swizzled(S::ROW, token, b / 8 + (matrix & 1));
     /* f1: 8 values of a from first_a on; lane 4 (a % 8) + i holds tokens 2i and 2i + 1 of a. They may straddle two
      * pieces of 8: then lanes of the values before first_a take the second one */
     constexpr bool STRADDLES = TILES == 3;
     const int first_a = first_tile * 64 / R2 % 64, f1_piece = first_a / 8;
     const int row = f1_row<TILES>(in);
     const uint32_t f1_at =
-        S::F1_AT + swizzled(row, (matrix & 1) * 8 + row8, STRADDLES ? (f1_piece + (matrix >> 1)) % 8 : f1_piece);
+        S::F1_AT + ptx::swizzled(row, (matrix & 1) * 8 + row8, STRADDLES ? (f1_piece + (matrix >> 1)) % 8 : f1_piece);
     const uint32_t f1_step = 16 * (uint32_t)row;
     const bool in_first_piece = (lane >> 2) >= (first_a & 7);
     /* a tile further: 64 / R2 values of a further (with R2 = 128 every second tile; a warpgroup's first one is even) */
