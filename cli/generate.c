@@ -13,7 +13,7 @@ typedef struct generate_settings {
     cli_common common;
     model_settings model;
     clip_settings clip;
-    const char *output, *save_latents, *latents, *initial_latents, *preview;
+    const char *output, *save_latents, *latents, *initial_latents, *resume, *preview;
     int preview_every;
 } generate_settings;
 
@@ -40,6 +40,11 @@ static const cli_option table[] = {
      "decode such a file instead of sampling; no prompt needed", 0, 0, NULL},
     {"initial-latents", 0, OPTION_TEXT, offsetof(generate_settings, initial_latents), "F.safetensors",
      "start from this noise instead of the seed's", 0, 0, NULL},
+    {"resume", 0, OPTION_TEXT, offsetof(generate_settings, resume), "F.safetensors",
+     "keep the state of sampling there after every step; the same command goes on from it, to the same video, however "
+     "it "
+     "was stopped",
+     0, 0, NULL},
     {"preview", 0, OPTION_TEXT, offsetof(generate_settings, preview), "F.png",
      "a picture of the clip so far, rewritten on the way", 0, 0, NULL},
     {"preview-every", 0, OPTION_INTEGER, offsetof(generate_settings, preview_every), "K",
@@ -78,12 +83,16 @@ static int check(const generate_settings *settings, const char *prompt) {
         return wrong_usage(command, "--latents needs -o FILE for the decoded video");
     if (settings->output == NULL && settings->save_latents == NULL)
         return wrong_usage(command, "no output: give -o FILE, such as -o clip.mp4 (or --save-latents F alone)");
-    if (settings->latents != NULL && (settings->save_latents != NULL || settings->initial_latents != NULL))
+    if (settings->latents != NULL &&
+        (settings->save_latents != NULL || settings->initial_latents != NULL || settings->resume != NULL))
         return wrong_usage(command,
-                           "--latents skips sampling, so --save-latents and --initial-latents make no sense with it");
+                           "--latents skips sampling, so --save-latents, --initial-latents and --resume make no "
+                           "sense with it");
     if (settings->save_latents != NULL && !ends_with(settings->save_latents, ".safetensors"))
         return wrong_usage(command, "--save-latents is '%s', wanted a name that ends in .safetensors",
                            settings->save_latents);
+    if (settings->resume != NULL && !ends_with(settings->resume, ".safetensors"))
+        return wrong_usage(command, "--resume is '%s', wanted a name that ends in .safetensors", settings->resume);
     if (settings->preview != NULL && settings->output != NULL && strcmp(settings->preview, settings->output) == 0)
         return wrong_usage(command, "--preview and --output are the same file '%s'", settings->output);
     return STATUS_GO_ON;
@@ -95,6 +104,7 @@ static hlv_status check_files(hlv_context *ctx, const generate_settings *setting
     if (settings->output != NULL) status = hlv_video_check(ctx, settings->output);
     if (status == HLV_OK && settings->preview != NULL) status = hlv_video_check(ctx, settings->preview);
     if (status == HLV_OK && settings->save_latents != NULL) status = hlv_array_check(ctx, settings->save_latents);
+    if (status == HLV_OK && settings->resume != NULL) status = hlv_array_check(ctx, settings->resume);
     return status;
 }
 
@@ -156,6 +166,10 @@ static void report_text(const hlv_generate_options *options, const hlv_generate_
 static void say_how_to_go_on(const generate_settings *settings, time_t start) {
     struct stat info;
     const char *model = settings->model.model;
+    if (settings->resume != NULL && stat(settings->resume, &info) == 0) {
+        fprintf(stderr, "Go on with the same command: %s holds the steps that are done.\n", settings->resume);
+        return;
+    }
     if (settings->latents != NULL || settings->output == NULL) return;
     if (settings->save_latents != NULL && stat(settings->save_latents, &info) == 0 && info.st_mtime >= start)
         fprintf(stderr, "Go on with: hla generate --latents '%s' -o '%s'%s%s%s\n", settings->save_latents,
@@ -163,9 +177,7 @@ static void say_how_to_go_on(const generate_settings *settings, time_t start) {
                 model != NULL ? "'" : "");
     else if (session_interrupted())
         fprintf(stderr, "No video was written. The same command makes the same clip from the start%s.\n",
-                settings->save_latents == NULL ? "; with --save-latents F a finished sampling is kept, and --latents F "
-                                                 "goes on from there"
-                                               : "");
+                settings->resume == NULL ? "; with --resume F.safetensors it goes on where it was stopped" : "");
 }
 
 /* A size of 0 asks for the latents' own; one that was given is checked against them. */
@@ -189,6 +201,7 @@ static hlv_status generate(cli_session *session, const generate_settings *settin
         options.save_latents = settings->save_latents;
         options.latents = settings->latents;
         options.initial_latents = settings->initial_latents;
+        options.resume = settings->resume;
         options.preview = settings->preview;
         options.preview_every = settings->preview_every;
         status = hlv_generate(model, &options, &result);

@@ -38,6 +38,10 @@ typedef struct hlv_generate_options {
     /* NULL, or a .safetensors file whose tensor "latents" or "noise" [C,F,Y,X] is the starting noise, not the seed's.
      */
     const char *initial_latents;
+    /* NULL, or a .safetensors file in which the state of sampling is kept after every step. Where it is there already,
+     * of the same prompt, seed, model and settings, sampling goes on from it, to the same bits; it is removed when the
+     * clip is done. A step that cannot be kept is a warning. */
+    const char *resume;
     const char *preview; /* NULL, or a PNG of the clip's first frame, rewritten every preview_every steps */
     int preview_every;   /* at least 1 where preview is given */
 } hlv_generate_options;

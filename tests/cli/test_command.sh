@@ -116,6 +116,7 @@ options() {
     refuse 2 "same file" "$hla" generate "a cat" -o out/a.png --preview out/a.png
     refuse 2 "--latents needs -o" "$hla" generate --latents x.safetensors
     refuse 2 "leave it out" "$hla" generate "a cat" --latents x.safetensors -o out/a.gif
+    refuse 2 "wanted a name that ends in .safetensors" "$hla" generate "a cat" --resume out/l.npy -o out/a.gif
     refuse 2 "wanted a name that ends in .safetensors" "$hla" generate "a cat" --save-latents out/l.npy
     refuse 2 "must be one picture" "${clip[@]}" -o out/a.gif --preview out/p-%d.png
     refuse 2 "unknown option '-x3'" "$hla" generate "a cat" -o out/a.gif -x3
@@ -360,11 +361,13 @@ interrupt() {
     local signal path_with_fake=(env PATH="$scratch/bin:$PATH")
     local endless=("$hla" generate "a cat" --model "$model" --threads 1 --size 128x128 --frames 33 --steps 1000)
     for signal in INT TERM HUP; do
-        stop $signal 'grep -q ^load stderr' "with --save-latents F a finished sampling is kept" "" \
+        stop $signal 'grep -q ^load stderr' "with --resume F.safetensors it goes on where it was stopped" "" \
             "${endless[@]}" -o out/a.mp4
     done
-    stop INT 'grep -q ^load stderr' "The same command makes the same clip from the start." "" \
+    stop INT 'grep -q ^load stderr' "The same command makes the same clip from the start" "" \
         "${endless[@]}" -o out/a.mp4 --save-latents out/l.safetensors
+    stop INT '[ -e out/k.safetensors ]' "Go on with the same command: out/k.safetensors holds the steps" k.safetensors \
+        "${endless[@]}" -o out/a.mp4 --resume out/k.safetensors
     expect 0 "" "${clip[@]}" --size 128x128 --frames 801 --guidance 1 --steps 1 --save-latents long.safetensors
     stop INT 'sleep 0.2' " decoding" "" \
         "$hla" generate --model "$model" --threads 1 --latents long.safetensors -o out/a.gif

@@ -99,6 +99,13 @@ static void save_nowhere(hlv_generate_options *o) {
 static void save_on_directory(hlv_generate_options *o) {
     o->save_latents = "/tmp";
 }
+static void resume_nowhere(hlv_generate_options *o) {
+    o->resume = "/nonexistent/kept.safetensors";
+}
+static void latents_and_resume(hlv_generate_options *o) {
+    o->latents = GOLDEN "softmax/golden/0.result.safetensors";
+    o->resume = "/tmp/never-written.safetensors";
+}
 static void latents_missing(hlv_generate_options *o) {
     o->latents = "/nonexistent/l.safetensors";
 }
@@ -171,6 +178,7 @@ static void test_bad_options(void **state) {
         {output_unknown, HLV_ERROR_ARGUMENT, "clip.doc"},
         {output_nowhere, HLV_ERROR_IO, "/nonexistent"},
         {save_nowhere, HLV_ERROR_IO, "/nonexistent"},
+        {resume_nowhere, HLV_ERROR_IO, "/nonexistent"},
         {save_on_directory, HLV_ERROR_IO, "directory"},
         {latents_missing, HLV_ERROR_IO, "/nonexistent"},
         {initial_missing, HLV_ERROR_IO, "/nonexistent"},
@@ -178,6 +186,7 @@ static void test_bad_options(void **state) {
         {latents_other_name, HLV_ERROR_FORMAT, "no tensor \"latents\""},
         {latents_other_size, HLV_ERROR_ARGUMENT, "width"},
         {latents_and_save, HLV_ERROR_ARGUMENT, "save_latents"},
+        {latents_and_resume, HLV_ERROR_ARGUMENT, "resume"},
         {preview_not_png, HLV_ERROR_ARGUMENT, "preview"},
         {preview_pattern, HLV_ERROR_ARGUMENT, "preview"},
         {preview_never, HLV_ERROR_ARGUMENT, "preview_every"},

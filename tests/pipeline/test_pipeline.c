@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -162,6 +163,100 @@ static void test_resume(void **state) {
     hlv_context_free(ctx);
 }
 
+/* ---- going on after a stop ---- */
+
+/* Asks for a stop once so many steps are done. */
+typedef struct stopper {
+    int64_t at, first, done; /* first: what was reported first */
+} stopper;
+
+static void follow_steps(void *user, const char *stage, int64_t done, int64_t total) {
+    stopper *s = user;
+    (void)total;
+    if (strcmp(stage, "sample") != 0) return;
+    if (s->first < 0) s->first = done;
+    s->done = done;
+}
+
+static bool is_enough(void *user) {
+    const stopper *s = user;
+    return s->done >= 0 && s->done == s->at;
+}
+
+static hlv_status generate_until(const char *output, const char *kept, int sampler, int threads, stopper *s) {
+    hlv_context *ctx = open_context(threads);
+    hlv_model *model = open_model(ctx, "hadamard", HLA_F32);
+    hlv_context_set_progress(ctx, follow_steps, s);
+    hlv_context_set_cancel(ctx, is_enough, s);
+    hlv_generate_options options;
+    small_clip(model, &options);
+    options.sampler = (hlv_sampler)sampler, options.steps = 5;
+    options.output = output, options.resume = kept;
+    hlv_status status = hlv_generate(model, &options, NULL);
+    if (status != HLV_OK && status != HLV_ERROR_CANCELLED) check_ok(ctx, status);
+    hlv_model_free(model);
+    hlv_context_free(ctx);
+    return status;
+}
+
+/* Stopped after each number of steps, UniPC and Euler: the same bits as at once, and the file is gone. */
+static void test_go_on(void **state) {
+    (void)state;
+    scratch folder = make_scratch();
+    const char *kept = in_scratch(&folder, "kept.safetensors");
+    const char *at_once = in_scratch(&folder, "at-once.png"), *stopped = in_scratch(&folder, "stopped.png");
+    for (int sampler = HLV_SAMPLER_UNIPC; sampler <= HLV_SAMPLER_EULER; sampler++) {
+        stopper never = {.at = -1, .first = -1, .done = -1};
+        assert_int_equal(generate_until(at_once, kept, sampler, 2, &never), HLV_OK);
+        for (int steps = 0; steps <= 4; steps++) {
+            stopper s = {.at = steps, .first = -1, .done = -1};
+            assert_int_equal(generate_until(stopped, kept, sampler, 2, &s), HLV_ERROR_CANCELLED);
+            assert_int_equal(access(kept, F_OK), steps > 0 ? 0 : -1);
+            s = (stopper){.at = -1, .first = -1, .done = -1};
+            assert_int_equal(generate_until(stopped, kept, sampler, 1, &s), HLV_OK);
+            assert_int_equal(s.first, steps);
+            assert_int_equal(access(kept, F_OK), -1);
+            assert_same_files(stopped, at_once);
+        }
+    }
+    remove_scratch(&folder);
+}
+
+static void refuse_kept(hlv_context *ctx, hlv_model *model, const hlv_generate_options *options, const char *sentence) {
+    hlv_status status = hlv_generate(model, options, NULL);
+    assert_true(status == HLV_ERROR_ARGUMENT || status == HLV_ERROR_FORMAT);
+    if (!strstr(hlv_context_error(ctx), sentence)) fail_msg("'%s', wanted '%s'", hlv_context_error(ctx), sentence);
+    assert_int_equal(access(options->resume, F_OK), 0); /* it may be worth hours: nobody removes it */
+}
+
+/* Another clip's file, and a damaged one, are named and left alone. */
+static void test_wrong_kept_file(void **state) {
+    (void)state;
+    scratch folder = make_scratch();
+    stopper s = {.at = 2, .first = -1, .done = -1};
+    const char *kept = in_scratch(&folder, "kept.safetensors"), *output = in_scratch(&folder, "clip.png");
+    assert_int_equal(generate_until(output, kept, HLV_SAMPLER_UNIPC, 2, &s), HLV_ERROR_CANCELLED);
+    hlv_context *ctx = open_context(2);
+    hlv_model *model = open_model(ctx, "hadamard", HLA_F32);
+    hlv_generate_options options;
+    small_clip(model, &options);
+    options.steps = 5, options.output = output, options.resume = kept;
+    options.seed = 12;
+    refuse_kept(ctx, model, &options, "is of another clip: its seed is '11', this one's '12'");
+    options.seed = 11, options.prompt = "a cat";
+    refuse_kept(ctx, model, &options, "its prompt is 'a rocket flies up', this one's 'a cat'");
+    options.prompt = "a rocket flies up", options.steps = 6;
+    refuse_kept(ctx, model, &options, "its settings is '");
+    options.steps = 5;
+    assert_int_equal(truncate(kept, 2000), 0);
+    refuse_kept(ctx, model, &options, "kept.safetensors");
+    options.resume = GOLDEN "softmax/golden/0.result.safetensors";
+    refuse_kept(ctx, model, &options, "is of another clip");
+    hlv_model_free(model);
+    hlv_context_free(ctx);
+    remove_scratch(&folder);
+}
+
 static float *latents_of(hlv_context *ctx, hlv_model *model, hlv_generate_options *options, int64_t *count) {
     scratch folder = make_scratch();
     options->save_latents = in_scratch(&folder, "latents.safetensors");
@@ -299,6 +394,8 @@ int main(void) {
         cmocka_unit_test(test_parity),
         cmocka_unit_test(test_same_bits_on_any_threads),
         cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_go_on),
+        cmocka_unit_test(test_wrong_kept_file),
         cmocka_unit_test(test_options_matter),
         cmocka_unit_test(test_preview_and_progress),
         cmocka_unit_test(test_long_prompt),

@@ -158,12 +158,12 @@ static hlv_status check_initial(const hlv_run *run) {
 /* Two things to write must not share a name: the later would replace the earlier. */
 static hlv_status check_distinct(const hlv_run *run) {
     const hlv_generate_options *o = &run->options;
-    const char *const paths[] = {o->output, o->save_latents, o->preview};
-    for (int i = 0; i < 3; i++)
-        for (int j = i + 1; j < 3; j++)
+    const char *const paths[] = {o->output, o->save_latents, o->preview, o->resume};
+    for (int i = 0; i < 4; i++)
+        for (int j = i + 1; j < 4; j++)
             if (paths[i] && paths[j] && strcmp(paths[i], paths[j]) == 0)
                 return hlv_fail(run->ctx, HLV_ERROR_ARGUMENT,
-                                "output: '%s' is asked for twice among video, latents and preview", paths[i]);
+                                "output: '%s' is asked for twice among video, latents, preview and resume", paths[i]);
     return HLV_OK;
 }
 
@@ -171,13 +171,14 @@ static hlv_status check_paths(const hlv_run *run) {
     const hlv_generate_options *o = &run->options;
     if (!o->output && !o->save_latents)
         return hlv_fail(run->ctx, HLV_ERROR_ARGUMENT, "output: neither a video nor a latents file to write was given");
-    if (o->latents && (o->save_latents || o->initial_latents || o->preview))
+    if (o->latents && (o->save_latents || o->initial_latents || o->preview || o->resume))
         return hlv_fail(run->ctx, HLV_ERROR_ARGUMENT,
                         "latents: nothing is sampled from a latents file, so there is no "
-                        "use for save_latents, initial_latents and preview");
+                        "use for save_latents, initial_latents, preview and resume");
     hlv_status status = check_distinct(run);
     if (status == HLV_OK && o->output) status = hlv_video_check(run->ctx, o->output);
     if (status == HLV_OK && o->save_latents) status = hlv_path_check(run->ctx, o->save_latents, false);
+    if (status == HLV_OK && o->resume) status = hlv_path_check(run->ctx, o->resume, false);
     if (status == HLV_OK && o->preview) status = check_preview(run);
     if (status == HLV_OK && o->initial_latents) status = check_initial(run);
     return status;

@@ -15,6 +15,9 @@ double hlv_seconds(void) {
 
 static hlv_status make_latents(hlv_run *run) {
     hlv_status status = hlv_run_describe(run);
+    if (status == HLV_OK) status = hlv_resume_find(run);
+    if (status == HLV_OK && run->kept_steps == run->options.steps) /* only the decoding is left */
+        return hlv_latents_read(run, run->options.resume, "latents", NULL, run->latents);
     if (status == HLV_OK) status = hlv_run_encode(run);
     if (status == HLV_OK) status = hlv_run_sample(run);
     return status;
@@ -47,7 +50,9 @@ static hlv_status generate(hlv_run *run) {
     run->latents = hlv_alloc_floats(run->ctx, run->count);
     if (!run->latents) return HLV_ERROR_MEMORY;
     status = run->options.latents ? read_latents(run) : make_latents(run);
-    return status == HLV_OK ? save_and_decode(run) : status;
+    if (status == HLV_OK) status = save_and_decode(run);
+    if (status == HLV_OK) hlv_resume_remove(run);
+    return status;
 }
 
 static void free_run(hlv_run *run) {

@@ -11,6 +11,10 @@
 
 static const char *const KEYS[HLV_METADATA_KEYS] = {"prompt", "negative_prompt", "seed", "model", "settings"};
 
+const char *const *hlv_latents_keys(void) {
+    return KEYS;
+}
+
 /* Opens the file and finds the tensor, [C,F,Y,X] or [1,C,F,Y,X]. */
 static hlv_status find_latents(hlv_context *ctx, const char *path, const char *name, const char *other,
                                hlv_weights **file, const hlv_weight **latents) {

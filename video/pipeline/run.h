@@ -4,6 +4,7 @@
 
 #include "hlv/generate.h"
 #include "video/pipeline/model.h"
+#include "video/sampler/sampler.h"
 #include "video/vae/vae.h"
 
 /* Rows of text the transformer attends to: the prompt's, and zero rows for the rest. */
@@ -24,6 +25,7 @@ typedef struct hlv_run {
     char *cleaned[HLV_PROMPTS]; /* prompts after cleaning; NULL where not used */
     float *text[HLV_PROMPTS];   /* [tokens, d_model], between encoding and sampling */
     int text_count[HLV_PROMPTS];
+    int kept_steps, kept_order;            /* found in options.resume */
     hlv_vae *vae;                          /* opened for the first preview or the decoding */
     char *metadata[2 * HLV_METADATA_KEYS]; /* key, value, ...: owned values, keys too */
     int metadata_count;                    /* pairs */
@@ -41,8 +43,16 @@ hlv_status hlv_run_encode(hlv_run *run);
 /* run->latents from run->text. */
 hlv_status hlv_run_sample(hlv_run *run);
 
+/* The state of sampling in options.resume (nothing is done without). find: how far it got, to run->kept_steps and
+ * kept_order, 0 where there is no such file; one of another clip is an error. Keeping fails with a warning only. */
+hlv_status hlv_resume_find(hlv_run *run);
+hlv_status hlv_resume_read(hlv_run *run, hlv_solver *solver);
+void hlv_resume_keep(hlv_run *run, hlv_solver *solver, int steps);
+void hlv_resume_remove(hlv_run *run); /* the clip is done */
+
 /* What is kept beside latents and frames: prompt, negative prompt, seed, model, settings. */
 hlv_status hlv_run_describe(hlv_run *run);
+const char *const *hlv_latents_keys(void); /* the HLV_METADATA_KEYS names that it uses */
 
 /* Reads the header of a latents file: the shape of tensor `name`, or of `other` where that is missing (may be NULL). */
 hlv_status hlv_latents_shape(hlv_context *ctx, const char *path, const char *name, const char *other, int64_t shape[4]);

@@ -44,7 +44,9 @@ static hlv_status prepare(hlv_run *run, sampling *s) {
     return s->velocity && (s->unguided || !run->guided) ? HLV_OK : HLV_ERROR_MEMORY;
 }
 
-static hlv_status start_noise(hlv_run *run) {
+/* From noise, or where an earlier call was stopped. */
+static hlv_status start(hlv_run *run, sampling *s) {
+    if (run->kept_steps > 0) return hlv_resume_read(run, s->solver);
     if (run->options.initial_latents)
         return hlv_latents_read(run, run->options.initial_latents, "latents", "noise", run->latents);
     hlv_noise(run->latents, run->count, run->options.seed);
@@ -81,16 +83,18 @@ static hlv_status check_finite(const hlv_run *run) {
 
 static hlv_status loop(hlv_run *run, sampling *s) {
     const int steps = run->options.steps;
-    const double start = hlv_seconds();
-    hlv_status status = start_noise(run);
-    hlv_progress(run->ctx, "sample", 0, steps);
-    int done = 0;
+    const double begin = hlv_seconds();
+    const int first = run->kept_steps;
+    hlv_status status = start(run, s);
+    hlv_progress(run->ctx, "sample", first, steps);
+    int done = first;
     while (status == HLV_OK && done < steps) {
         status = take_step(run, s, done);
+        if (status == HLV_OK) hlv_resume_keep(run, s->solver, done + 1);
         if (status == HLV_OK) status = preview(run, s, done);
         if (status == HLV_OK) hlv_progress(run->ctx, "sample", ++done, steps);
     }
-    if (done) run->result.seconds_per_step = (hlv_seconds() - start - s->preview_seconds) / done;
+    if (done > first) run->result.seconds_per_step = (hlv_seconds() - begin - s->preview_seconds) / (done - first);
     return status == HLV_OK ? check_finite(run) : status;
 }
 

@@ -18,6 +18,16 @@ double hlv_solver_timestep(const hlv_solver *solver, int step);
 double hlv_solver_sigma(const hlv_solver *solver, int step);
 /* x (count floats) is advanced from step to step+1, given the model's velocity at x. Steps in order from 0. */
 hlv_status hlv_solver_step(hlv_solver *solver, int step, float *x, const float *velocity);
+/* What a solver carries from one step to the next, in place: the estimate and, UniPC only, the one before it and the x
+ * that the last step started from (Euler: NULL); the order of the last step. */
+enum { HLV_MAX_ORDER = 2 };
+typedef struct hlv_solver_memory {
+    float *estimate, *older, *input; /* [count] */
+    int order;
+} hlv_solver_memory;
+hlv_solver_memory hlv_solver_memory_of(hlv_solver *solver);
+/* Goes on at a step, its memory filled with what a solver of the same arguments carried there. */
+hlv_status hlv_solver_resume(hlv_solver *solver, int step, int order);
 /* The latest estimate of the clean latents, for previews. */
 const float *hlv_solver_estimate(const hlv_solver *solver);
 

@@ -43,7 +43,7 @@ static hlv_status check_arguments(hlv_context *ctx, hlv_sampler kind, const hlv_
         return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "steps: found %d, wanted 1 to %d", steps, HLV_MAX_STEPS);
     if (!(shift > 0) || !isfinite(shift))
         return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "shift: found %g, wanted a finite number above 0", shift);
-    if (config->solver_order < 1 || config->solver_order > 2)
+    if (config->solver_order < 1 || config->solver_order > HLV_MAX_ORDER)
         return hlv_fail(ctx, HLV_ERROR_UNSUPPORTED, "scheduler: solver_order %d, wanted 1 or 2", config->solver_order);
     if (config->num_train_timesteps < 1)
         return hlv_fail(ctx, HLV_ERROR_ARGUMENT, "scheduler: num_train_timesteps %d, wanted at least 1",
@@ -117,6 +117,21 @@ double hlv_solver_sigma(const hlv_solver *solver, int step) {
 
 const float *hlv_solver_estimate(const hlv_solver *solver) {
     return solver->estimate;
+}
+
+hlv_solver_memory hlv_solver_memory_of(hlv_solver *solver) {
+    return (hlv_solver_memory){solver->estimate, solver->older, solver->input, solver->previous_order};
+}
+
+hlv_status hlv_solver_resume(hlv_solver *solver, int step, int order) {
+    /* The order rises with the steps, from 1 on. */
+    bool known = solver->kind == HLV_SAMPLER_UNIPC && step > 0;
+    if (step < 0 || step > solver->steps || order > (step < solver->max_order ? step : solver->max_order) ||
+        order < (known ? 1 : 0))
+        return hlv_fail(solver->ctx, HLV_ERROR_ARGUMENT, "solver: cannot go on after step %d of %d with order %d", step,
+                        solver->steps, order);
+    solver->next_step = step, solver->previous_order = order;
+    return HLV_OK;
 }
 
 /* x at step i, corrected with the estimate m_i found there. order is that of the predictor which led here. */
