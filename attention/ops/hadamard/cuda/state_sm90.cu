@@ -123,7 +123,7 @@ __device__ __forceinline__ void load_chunk(const arguments &in, uint32_t stage_a
         const float *weight = in.state.weight + ((int64_t)at.b * side.heads + at.head) * side.tokens + at.first;
         for (int t = lane; t < CHUNK; t += 32)
             ptx::store_shared(weights + 4 * (uint32_t)t, t < at.valid ? weight[t] : 0.0f);
-        __syncwarp();
+        if (lane != 0) ptx::barrier_arrive(full); /* each lane for what it wrote; lane 0 below */
     }
     if (by_hand) {
         for (int half = 0; half < V / 64; half++)
@@ -358,6 +358,7 @@ __device__ __forceinline__ void sum_tiles(const arguments &in, const ring<R2, TI
                     uint32_t low = __shfl_sync(0xffffffffu, f1[buffer][0], source + t * SOURCE_STEP);
                     uint32_t high = __shfl_sync(0xffffffffu, f1[buffer][1], source + t * SOURCE_STEP);
                     wgmma::wait<PENDING>();
+                    if (WEIGHTED && step * TILES + t == PENDING) __syncwarp();  /* all lanes have their weights */
                     if (step * TILES + t == PENDING && at > begin && lane == 0) /* the stage before is read */
                         ptx::barrier_arrive(ring.empty + 8 * (reading > 0 ? reading - 1 : S::COUNT - 1));
                     const uint32_t(&b)[4] = f2[buffer][t % HALVES];
@@ -398,7 +399,7 @@ __global__ __launch_bounds__(THREADS, 1) void build_state(const __grid_constant_
     const int end = line::group_begin(in.shares, group + 1);
     if (threadIdx.x == 0) {
         for (int i = 0; i < S::COUNT; i++) {
-            ptx::barrier_init(ring.full + 8 * i, 1);
+            ptx::barrier_init(ring.full + 8 * i, in.state.weight ? 32 : 1);
             ptx::barrier_init(ring.empty + 8 * i, in.state.z_given ? 8 : 12); /* warps that read the stage */
         }
         ptx::barrier_init_fence();
