@@ -6,6 +6,8 @@
 const hla_hadamard_entry *const hla_cuda_hadamard_table[] = {
     &hla_cuda_hadamard_quadratic,
     &hla_cuda_hadamard_state,
+    &hla_cuda_hadamard_quadratic_mma,
+    &hla_cuda_hadamard_state_mma,
 #if defined(HLA_CUDA_SM90)
     &hla_hadamard_state_sm90,
 #endif

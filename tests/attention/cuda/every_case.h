@@ -47,7 +47,7 @@ static inline double tolerance_of_products(const hadamard_data *data, hadamard_o
 
 static inline bool rounds_products(const hadamard_data *data) {
     return data->problem.dtype != HLA_F32 && !data->problem.stateful &&
-           strncmp(data->problem.kernel, "state_sm90", 10) == 0;
+           (strstr(data->problem.kernel, "sm90") || strstr(data->problem.kernel, "mma"));
 }
 
 static inline void judge(const hadamard_data *data, hadamard_output output, const char *label, tally *sums) {

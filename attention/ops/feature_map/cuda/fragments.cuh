@@ -12,51 +12,10 @@
 #ifndef HLA_OPS_FEATURE_MAP_CUDA_FRAGMENTS_CUH
 #define HLA_OPS_FEATURE_MAP_CUDA_FRAGMENTS_CUH
 
+#include "attention/cuda/pairs.cuh"
 #include "attention/ops/feature_map/cuda/elements.cuh"
 
 namespace {
-
-struct bf16 {
-    static constexpr bool scaled = false;
-
-    static __device__ __forceinline__ uint32_t pack(float a, float b) {
-        __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
-        return *(const uint32_t *)&pair;
-    }
-
-    static __device__ __forceinline__ float2 unpack(uint32_t pair) {
-        return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
-    }
-
-    static __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                               uint32_t b0, uint32_t b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                     "{%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-    }
-};
-
-struct f16 {
-    static constexpr bool scaled = true;
-
-    static __device__ __forceinline__ uint32_t pack(float a, float b) {
-        __half2 pair = __floats2half2_rn(a, b);
-        return *(const uint32_t *)&pair;
-    }
-
-    static __device__ __forceinline__ float2 unpack(uint32_t pair) {
-        return __half22float2(*(const __half2 *)&pair);
-    }
-
-    static __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                               uint32_t b0, uint32_t b1) {
-        asm volatile(
-            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-    }
-};
 
 /* Row of the weights, within a group of 8 TILES, that is column n of the group's tile i; TILES is 2 or 4. */
 template <int TILES> __device__ __forceinline__ int weight_row(int i, int n) {

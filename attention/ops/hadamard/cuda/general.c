@@ -13,7 +13,8 @@
 
 /* Bytes, each of which may be exceeded by what a single sequence of one key head needs. */
 enum {
-    SLOT_BYTES = 24 << 20,   /* the round's units */
+    SLOT_BYTES = 24 << 20, /* the round's units; on tensor cores, where a round takes less time, */
+    MMA_SLOT_BYTES = 48 << 20,
     STATE_BYTES = 64 << 20,  /* the wave's states, if they are no more than all states */
     WEIGHT_BYTES = 24 << 20, /* the wave's weights of queries */
     SCRATCH_BYTES = 16 << 20 /* sums of the gradient kernel */
@@ -24,10 +25,13 @@ enum {
     SHORT_SPAN = 256,  /* tokens */
     SPANS = 128,       /* of a sequence at most */
     LONG_CHUNK = 1024, /* tokens */
+    LONG_SPAN = 16384, /* tokens that tensor cores add up by themselves: they cut where others round */
+    MANY_PAIRS = 65536 /* keys that they add up for a query in quadratic form */
 };
 
 /* How a problem is cut, and its workspace. */
 typedef struct layout {
+    bool mma;                                         /* build and query run on tensor cores */
     bool overflow;                                    /* it cannot be addressed */
     int64_t state_size;                               /* floats of a state: R (V + 1) */
     int64_t kvs, sequences;                           /* of a wave */
@@ -35,6 +39,7 @@ typedef struct layout {
     int64_t scratch_size, scratch_blocks;             /* of the gradient kernel */
     int64_t *query_starts, *key_starts, *key_lengths; /* device copies */
     float *states, *slot_states, *carry, *weights, *scratch;
+    uint16_t *rounded; /* mma: the states that are read */
 } layout;
 
 /* a * b, or INT64_MAX */
@@ -56,27 +61,33 @@ static int64_t rank_sum(const hla_hadamard_problem *problem) {
 
 /* Tokens of a unit. Causal: the pairs within a chunk are to cost some part of what the state costs. Otherwise: short
  * enough for many blocks. */
-static int64_t choose_span(const hla_hadamard_problem *problem, int64_t state_size) {
+static int64_t choose_span(const hla_hadamard_problem *problem, int64_t state_size, bool mma) {
+    const int64_t tile = mma ? HLA_GENERAL_MMA_TILE : HLA_GENERAL_TILE;
     if (problem->causal) {
-        int64_t even = state_size / (rank_sum(problem) + problem->value_dim);
-        return clamp(hla_round_up(even, HLA_GENERAL_TILE), HLA_GENERAL_TILE, LONG_CHUNK);
+        int64_t even = state_size / (rank_sum(problem) + problem->value_dim) / (mma ? 2 : 1);
+        return clamp(hla_round_up(even, tile), tile, LONG_CHUNK);
     }
     int64_t tokens = hla_larger(1, hla_larger(problem->queries, problem->keys));
-    int64_t tiles = ((hla_hadamard_state_rank(problem) - 1) / HLA_GENERAL_TILE + 1) *
-                    ((problem->value_dim - 1) / HLA_GENERAL_TILE + 1);
+    int64_t tiles =
+        ((hla_hadamard_state_rank(problem) - 1) / tile + 1) * (mma ? 1 : (problem->value_dim - 1) / tile + 1);
     int64_t pairs = product(hla_hadamard_sequence_count(problem), problem->kv_heads);
     int64_t spans = clamp(BLOCKS / hla_smaller(BLOCKS, product(tiles, pairs)), 1, SPANS);
-    return hla_round_up(hla_larger((tokens - 1) / spans + 1, SHORT_SPAN), HLA_GENERAL_TILE);
+    int64_t span = hla_round_up(hla_larger((tokens - 1) / spans + 1, SHORT_SPAN), tile);
+    return mma ? hla_smaller(span, LONG_SPAN) : span;
 }
 
 /* The wave: as many of all pairs of a sequence and a key head as the limits allow. */
 static void choose_wave(layout *l, const hla_hadamard_problem *problem, bool backward) {
-    const int64_t state_bytes = hla_larger(product(l->state_size, sizeof(float)), 1);
+    const bool running = l->mma && problem->causal; /* slots hold what is read, in 16 bits */
+    const int64_t state_bytes = hla_larger(running ? 2 * hla_hadamard_state_rank(problem) * (problem->value_dim + 8)
+                                                   : product(l->state_size, sizeof(float)),
+                                           1);
     const int64_t sequences = hla_hadamard_sequence_count(problem);
+    const int64_t slot_bytes = l->mma ? MMA_SLOT_BYTES : SLOT_BYTES;
     int64_t weight_bytes = 0; /* of a key head and one sequence, or all packed ones */
     if (backward && problem->normalised)
         weight_bytes = product(product(problem->queries, problem->heads / problem->kv_heads), 2 * sizeof(float));
-    l->kvs = hla_smaller(SLOT_BYTES / state_bytes, WEIGHT_BYTES / hla_larger(weight_bytes, 1));
+    l->kvs = hla_smaller(slot_bytes / state_bytes, WEIGHT_BYTES / hla_larger(weight_bytes, 1));
     l->kvs = clamp(l->kvs, 1, problem->kv_heads);
     int64_t waves = hla_larger((problem->kv_heads - 1) / l->kvs + 1, 1);
     l->kvs = (problem->kv_heads - 1) / waves + 1; /* of equal size */
@@ -86,7 +97,7 @@ static void choose_wave(layout *l, const hla_hadamard_problem *problem, bool bac
     if (problem->sequences == 0)
         l->sequences = hla_smaller(l->sequences, WEIGHT_BYTES / hla_larger(product(weight_bytes, l->kvs), 1));
     l->sequences = hla_larger(l->sequences, 1);
-    l->slots = clamp(SLOT_BYTES / hla_larger(product(state_bytes, l->kvs), 1), 1, INT64_C(1) << 20);
+    l->slots = clamp(slot_bytes / hla_larger(product(state_bytes, l->kvs), 1), 1, INT64_C(1) << 20);
     int64_t tokens = hla_larger(problem->queries, problem->keys);
     if (problem->sequences > 0) tokens = problem->queries + problem->keys;
     int64_t units = product(l->sequences, problem->sequences > 0 ? 1 : tokens / l->span + 1);
@@ -104,8 +115,12 @@ static void take_starts(layout *l, hla_arena *arena, const hla_hadamard_problem 
 static void take_state(layout *l, hla_arena *arena, const hla_hadamard_problem *problem) {
     int64_t states = problem->causal ? 0 : product(l->sequences, l->kvs);
     l->states = hla_arena_take(arena, product(states, l->state_size), sizeof(float));
-    l->slot_states = hla_arena_take(arena, product(product(l->slots, l->kvs), l->state_size), sizeof(float));
+    int64_t slots = l->mma && problem->causal ? 0 : product(l->slots, l->kvs);
+    l->slot_states = hla_arena_take(arena, product(slots, l->state_size), sizeof(float));
     l->carry = hla_arena_take(arena, problem->causal ? product(l->kvs, l->state_size) : 0, sizeof(float));
+    int64_t rounded = product(hla_hadamard_state_rank(problem), problem->value_dim + 8);
+    int64_t read = problem->causal ? product(l->slots, l->kvs) : states;
+    l->rounded = hla_arena_take(arena, l->mma ? product(read, rounded) : 0, sizeof(uint16_t));
 }
 
 static void take_gradient(layout *l, hla_arena *arena, const hla_hadamard_problem *problem) {
@@ -118,14 +133,14 @@ static void take_gradient(layout *l, hla_arena *arena, const hla_hadamard_proble
     l->scratch = hla_arena_take(arena, l->scratch_blocks * l->scratch_size, sizeof(float));
 }
 
-static layout lay_out(hla_arena *arena, const hla_hadamard_problem *problem, bool backward) {
-    layout l = {.state_size = product(hla_hadamard_state_rank(problem), problem->value_dim + 1)};
+static layout lay_out(hla_arena *arena, const hla_hadamard_problem *problem, bool backward, bool mma) {
+    layout l = {.mma = mma, .state_size = product(hla_hadamard_state_rank(problem), problem->value_dim + 1)};
     take_starts(&l, arena, problem);
     if (product(l.state_size, sizeof(float)) == INT64_MAX) {
         arena->overflow = true;
         return l;
     }
-    l.span = choose_span(problem, l.state_size);
+    l.span = choose_span(problem, l.state_size, mma);
     choose_wave(&l, problem, backward);
     take_state(&l, arena, problem);
     if (backward) take_gradient(&l, arena, problem);
@@ -215,6 +230,11 @@ static hla_status upload(const run *r) {
     return check(r, error);
 }
 
+/* Tokens of a block that reads. */
+static int64_t tile_of(const run *r) {
+    return r->l.mma ? HLA_GENERAL_MMA_TILE : HLA_GENERAL_TILE;
+}
+
 /* Which side's states are made, in which order, and what they start from and leave. */
 typedef struct direction {
     bool queries; /* their sums, from the last; else those of the keys, from the first */
@@ -239,8 +259,15 @@ static hla_status sum_units(const run *r, const direction *d, hla_general_units 
                                    .states = r->l.states,
                                    .carry = r->l.carry,
                                    .initial = d->initial,
-                                   .final = d->final};
-    int error = hla_general_launch_build(&build, stream);
+                                   .final = d->final,
+                                   .rounded = r->l.mma ? r->l.rounded : NULL,
+                                   .sigma = hla_cuda_hadamard_sigma(r->call->problem)};
+    const bool causal = r->shape.causal;
+    const hla_general_running running = {
+        .carry = r->l.carry, .rounded = causal ? r->l.rounded : NULL, .sigma = scan.sigma};
+    if (r->l.mma && causal) return check(r, hla_general_mma_launch_build(&build, &running, stream));
+    int error =
+        r->l.mma ? hla_general_mma_launch_build(&build, &running, stream) : hla_general_launch_build(&build, stream);
     if (error == 0) error = hla_general_launch_scan(&scan, stream);
     return check(r, error);
 }
@@ -261,7 +288,7 @@ static hla_status pass(const run *r, const direction *d, reader *read) {
         if (status != HLA_OK) return status;
     }
     if (causal || !read) return HLA_OK;
-    return read(r, d, units_of_wave(r->call, &r->shape, HLA_GENERAL_TILE, !d->queries, d->queries));
+    return read(r, d, units_of_wave(r->call, &r->shape, tile_of(r), !d->queries, d->queries));
 }
 
 /* What the tokens that read d's states see. */
@@ -276,6 +303,11 @@ static hla_general_sight sight_of(const run *r, const direction *d, hla_general_
                                .chunk = r->shape.causal ? r->l.span : 0};
 }
 
+/* In float16 products of scores are wanted between 6e-5 and 65504. */
+static float pair_scale_of(const hla_hadamard_problem *problem) {
+    return problem->dtype == HLA_F16 ? 0.25f : 1;
+}
+
 static hla_status launch_out(const run *r, hla_general_sight sight) {
     const hla_hadamard_problem *problem = r->call->problem;
     const hla_general_query query = {.sight = sight,
@@ -283,7 +315,10 @@ static hla_status launch_out(const run *r, hla_general_sight sight) {
                                      .normalised = problem->normalised,
                                      .epsilon = problem->epsilon,
                                      .scale = problem->scale};
-    return check(r, hla_general_launch_query(&query, r->call->context->stream));
+    void *stream = r->call->context->stream;
+    if (!r->l.mma) return check(r, hla_general_launch_query(&query, stream));
+    return check(r, hla_general_mma_launch_query(&query, r->l.rounded, hla_cuda_hadamard_sigma(problem),
+                                                 pair_scale_of(problem), stream));
 }
 
 static hla_status read_out(const run *r, const direction *d, hla_general_units units) {
@@ -367,30 +402,30 @@ static hla_status backward_wave(const run *r) {
 
 /* No state: all pairs through their scores. */
 static hla_status quadratic_wave(const run *r) {
-    hla_general_units tiles = units_of_wave(r->call, &r->shape, HLA_GENERAL_TILE, true, false);
+    hla_general_units tiles = units_of_wave(r->call, &r->shape, tile_of(r), true, false);
     return launch_out(
         r, (hla_general_sight){.shape = r->shape, .self = r->queries, .other = r->keys, .units = tiles, .pairs = true});
 }
 
 void hla_cuda_hadamard_general_measure(hla_arena *arena, const hla_hadamard_problem *problem, int threads) {
     (void)threads;
-    (void)lay_out(arena, problem, false);
+    (void)lay_out(arena, problem, false, false);
 }
 
 hla_status hla_cuda_hadamard_general_run(const hla_hadamard_call *call) {
     hla_arena arena = {.base = call->workspace};
-    run r = make_run(call, NULL, lay_out(&arena, call->problem, false));
+    run r = make_run(call, NULL, lay_out(&arena, call->problem, false, false));
     return on_device(&r, forward_wave);
 }
 
 void hla_cuda_hadamard_general_measure_backward(hla_arena *arena, const hla_hadamard_problem *problem, int threads) {
     (void)threads;
-    (void)lay_out(arena, problem, true);
+    (void)lay_out(arena, problem, true, false);
 }
 
 hla_status hla_cuda_hadamard_general_run_backward(const hla_hadamard_call *call) {
     hla_arena arena = {.base = call->workspace};
-    run r = make_run(call, call->out, lay_out(&arena, call->problem, true));
+    run r = make_run(call, call->out, lay_out(&arena, call->problem, true, false));
     if (call->problem->normalised) r.queries.weights = r.l.weights;
     return on_device(&r, backward_wave);
 }
@@ -401,13 +436,77 @@ static void measure_quadratic(hla_arena *arena, const hla_hadamard_problem *prob
     take_starts(&l, arena, problem);
 }
 
-static hla_status run_quadratic(const hla_hadamard_call *call) {
+static hla_status run_pairs(const hla_hadamard_call *call, bool mma) {
     hla_arena arena = {.base = call->workspace};
-    layout l = {.sequences = hla_hadamard_sequence_count(call->problem), .kvs = call->problem->kv_heads};
+    layout l = {.mma = mma, .sequences = hla_hadamard_sequence_count(call->problem), .kvs = call->problem->kv_heads};
     take_starts(&l, &arena, call->problem);
     run r = make_run(call, NULL, l);
     return on_device(&r, quadratic_wave);
 }
+
+static hla_status run_quadratic(const hla_hadamard_call *call) {
+    return run_pairs(call, false);
+}
+
+/* ---- on tensor cores: forward calls in 16 bits ---- */
+
+float hla_cuda_hadamard_sigma(const hla_hadamard_problem *problem) {
+    float sigma = 1;
+    for (int64_t keys = 1; problem->dtype == HLA_F16 && keys < problem->keys; keys *= 2)
+        sigma /= 2;
+    return sigma;
+}
+
+static bool mma_takes(const hla_hadamard_problem *problem) {
+    if (problem->dtype == HLA_F32 || problem->stateful) return false;
+    for (int p = 0; p < problem->factors; p++)
+        if (problem->rank[p] % 8 != 0) return false;
+    return problem->value_dim % 16 == 0 && problem->value_dim <= 128 &&
+           hla_hadamard_state_rank(problem) < INT32_MAX / 2 &&
+           hla_general_mma_fits(rank_sum(problem), problem->value_dim);
+}
+
+/* Rows are contiguous and begin at multiples of so many bytes. */
+static bool aligned(const hla_tensor *tensor, int64_t bytes) {
+    bool fits = (uintptr_t)tensor->data % (uintptr_t)bytes == 0 && tensor->stride[3] == 1;
+    for (int axis = 0; axis < 3; axis++)
+        fits = fits && (tensor->shape[axis] <= 1 || tensor->stride[axis] * 2 % bytes == 0);
+    return fits;
+}
+
+static bool mma_takes_call(const hla_hadamard_call *call) {
+    bool fits = aligned(call->in.v, 16) && (!call->out || aligned(call->out, 4));
+    for (int p = 0; p < call->problem->factors; p++)
+        fits = fits && aligned(&call->in.q_features[p], 16) && aligned(&call->in.k_features[p], 16);
+    return fits;
+}
+
+static bool quadratic_mma_takes(const hla_hadamard_problem *problem) {
+    return mma_takes(problem) && problem->keys <= MANY_PAIRS;
+}
+
+static void measure_mma(hla_arena *arena, const hla_hadamard_problem *problem, int threads) {
+    hla_arena general = {0};
+    (void)lay_out(arena, problem, false, true);
+    hla_cuda_hadamard_general_measure(&general, problem, threads);
+    if (general.used > arena->used) (void)hla_arena_take(arena, (int64_t)(general.used - arena->used), 1);
+    arena->overflow = arena->overflow || general.overflow;
+}
+
+static hla_status run_mma(const hla_hadamard_call *call) {
+    if (!mma_takes_call(call)) return hla_cuda_hadamard_general_run(call);
+    hla_arena arena = {.base = call->workspace};
+    run r = make_run(call, NULL, lay_out(&arena, call->problem, false, true));
+    return on_device(&r, forward_wave);
+}
+
+static hla_status run_quadratic_mma(const hla_hadamard_call *call) {
+    return run_pairs(call, mma_takes_call(call));
+}
+
+#define MMA_TAKES                                                                                                      \
+    "problems without states in bfloat16 or float16, with ranks that are multiples of 8 and sum up to at most some "   \
+    "200, and value_dim a multiple of 16 up to 128"
 
 const hla_hadamard_backward_entry hla_cuda_hadamard_backward_state = {
     .measure = hla_cuda_hadamard_general_measure_backward, .run = hla_cuda_hadamard_general_run_backward};
@@ -426,4 +525,24 @@ const hla_hadamard_entry hla_cuda_hadamard_state = {
     .measure = hla_cuda_hadamard_general_measure,
     .run = hla_cuda_hadamard_general_run,
     .backward = &hla_cuda_hadamard_backward_state,
+};
+
+const hla_hadamard_entry hla_cuda_hadamard_quadratic_mma = {
+    .kernel = {.name = "quadratic_mma", .isa = HLA_ISA_CUDA, .capability = 80},
+    .form = HLA_FORM_QUADRATIC,
+    .measure = measure_quadratic,
+    .run = run_quadratic_mma,
+    .backward = &hla_cuda_hadamard_backward_state,
+    .takes = quadratic_mma_takes,
+    .taken = MMA_TAKES ", of at most 65,536 keys",
+};
+
+const hla_hadamard_entry hla_cuda_hadamard_state_mma = {
+    .kernel = {.name = "state_mma", .isa = HLA_ISA_CUDA, .capability = 80},
+    .form = HLA_FORM_STATE,
+    .measure = measure_mma,
+    .run = run_mma,
+    .backward = &hla_cuda_hadamard_backward_state,
+    .takes = mma_takes,
+    .taken = MMA_TAKES,
 };

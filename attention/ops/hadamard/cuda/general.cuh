@@ -382,10 +382,10 @@ struct range {
     int64_t first, end;
 };
 
-__device__ inline range paired(const hla_general_sight &sight, int64_t token, int64_t count) {
+__device__ inline range paired(const hla_general_sight &sight, int64_t token, int64_t count, int64_t tile = TILE) {
     int64_t chunk = sight.chunk > 0 ? sight.chunk : INT64_MAX / 2, start = token / chunk * chunk;
     range pairs = {start, start + chunk};
-    if (sight.shape.causal && sight.self.queries) pairs.end = token + TILE;
+    if (sight.shape.causal && sight.self.queries) pairs.end = token + tile < pairs.end ? token + tile : pairs.end;
     if (sight.shape.causal && !sight.self.queries) pairs.first = token;
     if (pairs.end > count) pairs.end = count;
     return pairs;
@@ -398,25 +398,30 @@ struct place {
 };
 
 /* Block's work number `work` among count x heads x tiles of a unit. */
-__device__ inline place place_of(const hla_general_sight &sight, int64_t work) {
-    int64_t tiles = sight.units.length / TILE;
+__device__ inline place place_of(const hla_general_sight &sight, int64_t work, int64_t tile = TILE) {
+    int64_t tiles = (sight.units.length - 1) / tile + 1;
     place at;
     at.head = work / (tiles * sight.units.count);
     int64_t rest = work % (tiles * sight.units.count);
     at.unit = sight.units.first + rest / tiles;
     at.n = sequence_of_unit(sight.shape, sight.units, at.unit);
     int64_t first = units_before(sight.shape, sight.units, at.n);
-    at.token = (at.unit - first) * sight.units.length + rest % tiles * TILE;
+    at.token = (at.unit - first) * sight.units.length + rest % tiles * tile;
     at.start = sight.self.queries ? at.unit == first : at.unit == units_before(sight.shape, sight.units, at.n + 1) - 1;
     return at;
 }
 
-/* The state that a tile reads, or NULL where it is known to be empty. */
-__device__ inline const float *state_of(const hla_general_sight &sight, const place &at) {
-    if (!sight.states || (sight.empty_start && at.start)) return nullptr;
+/* Which of the states a tile reads, or -1 where it is known to be empty. */
+__device__ inline int64_t state_slot(const hla_general_sight &sight, const place &at) {
+    if (!sight.states || (sight.empty_start && at.start)) return -1;
     int64_t kv = sight.self.queries ? at.head / sight.shape.group : at.head;
     int64_t slot = sight.shape.causal ? at.unit - sight.units.first : at.n - sight.shape.first_sequence;
-    return sight.states + (slot * sight.shape.kvs + kv) * sight.shape.features * (sight.shape.value_dim + 1);
+    return slot * sight.shape.kvs + kv;
+}
+
+__device__ inline const float *state_of(const hla_general_sight &sight, const place &at) {
+    const int64_t slot = state_slot(sight, at);
+    return slot < 0 ? nullptr : sight.states + slot * sight.shape.features * (sight.shape.value_dim + 1);
 }
 
 /* Rows of self that are written: those of keys beyond a length become zeros. */

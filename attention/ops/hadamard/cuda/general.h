@@ -27,6 +27,7 @@ extern "C" {
 
 enum {
     HLA_GENERAL_TILE = 64,       /* tokens, features or columns of a tile */
+    HLA_GENERAL_MMA_TILE = 128,  /* tokens or features of a tile of the kernels on tensor cores */
     HLA_GENERAL_SHARED = 101376, /* bytes of shared memory that a block has on any GPU */
 };
 
@@ -78,6 +79,9 @@ typedef struct hla_general_scan {
     float *slots, *states, *carry;
     const float *initial; /* NULL, or [N][Hkv][R][V+1] */
     float *final;         /* likewise; the sum of everything. May be initial */
+    void *rounded;        /* NULL, or (not causal) 16-bit [like states][R][V + 8]: sigma times what is read of a state,
+                             the last column as a sum of two numbers in columns V and V + 1, then zeros */
+    float sigma;
 } hla_general_scan;
 
 /* What tokens of `self` see of the other side. */
@@ -120,6 +124,23 @@ int hla_general_launch_build(const hla_general_build *build, void *stream);
 int hla_general_launch_scan(const hla_general_scan *scan, void *stream);
 int hla_general_launch_query(const hla_general_query *query, void *stream);
 int hla_general_launch_gradient(const hla_general_gradient *gradient, void *stream);
+
+/* The same on tensor cores, of keys' sums and queries' reads, for float16 and bfloat16: ranks are multiples of 8, their
+ * sum fits, value_dim is a multiple of 16 up to 128, rows of features and v are contiguous and aligned to 16 bytes,
+ * those of out to 4. Units of queries count tiles of 128. States are read from what a scan rounded, with its sigma;
+ * scores are multiplied by pair_scale (float16) to stay in range. */
+bool hla_general_mma_fits(int64_t rank_sum, int64_t value_dim);
+
+/* Causal, in one launch with build and instead of scan: each unit's slot receives, rounded, the sum of the keys before
+ * it, and what goes on in the next launch is kept in carry. */
+typedef struct hla_general_running {
+    float *carry;  /* [kvs][R][V+1] */
+    void *rounded; /* NULL: each unit's sum to its slot; else 16-bit [units][kvs][R][V + 8], as in hla_general_scan */
+    float sigma;
+} hla_general_running;
+int hla_general_mma_launch_build(const hla_general_build *build, const hla_general_running *to, void *stream);
+int hla_general_mma_launch_query(const hla_general_query *query, const void *rounded, float sigma, float pair_scale,
+                                 void *stream);
 
 #ifdef __cplusplus
 }

@@ -14,5 +14,9 @@ hla_status hla_cuda_hadamard_general_run_backward(const hla_hadamard_call *call)
 
 extern const hla_hadamard_backward_entry hla_cuda_hadamard_backward_state;
 extern const hla_hadamard_entry hla_cuda_hadamard_quadratic, hla_cuda_hadamard_state;
+extern const hla_hadamard_entry hla_cuda_hadamard_quadratic_mma, hla_cuda_hadamard_state_mma; /* on tensor cores */
+
+/* What states of 16 bits are multiplied by: float16 holds numbers up to 65504, which a sum over many keys may pass. */
+float hla_cuda_hadamard_sigma(const hla_hadamard_problem *problem);
 
 #endif

@@ -126,6 +126,32 @@ __global__ void __launch_bounds__(THREADS, 4)
     }
 }
 
+/* Where a number of a state goes when it is rounded, and how. */
+struct rounding {
+    int64_t size, place; /* numbers of a rounded state, and before this one */
+    bool half, last;     /* float16; of the last column */
+
+    __device__ rounding(const hla_general_shape &shape, int64_t e) {
+        const int64_t width = shape.value_dim, f = e / (width + 1), x = e % (width + 1);
+        size = shape.features * (width + 8), place = f * (width + 8) + x;
+        half = shape.dtype == HLA_F16, last = x == width;
+    }
+    template <class T> __device__ void write(T *to, float number) const {
+        store(to, number);
+        if (!last) return;
+        store(to + 1, number - to_float(*to));
+        for (int i = 2; i < 8; i++)
+            store(to + i, 0.0f);
+    }
+    __device__ void write(const hla_general_scan &scan, int64_t state, double sum) const {
+        const float number = (float)(sum * (double)scan.sigma);
+        if (half)
+            write((__half *)scan.rounded + state * size + place, number);
+        else
+            write((bfloat16 *)scan.rounded + state * size + place, number);
+    }
+};
+
 /* One number of the state of one key head: through the units of the launch, in the order of the scan. */
 __device__ inline void scan_number(const hla_general_scan &scan, int64_t kv, int64_t e, int64_t size) {
     const hla_general_shape &shape = scan.shape;
@@ -134,6 +160,7 @@ __device__ inline void scan_number(const hla_general_scan &scan, int64_t kv, int
     int64_t n = sequence_of_unit(shape, units, unit);
     int64_t first = units_before(shape, units, n), next = units_before(shape, units, n + 1);
     float *goes_on = scan.carry + kv * size + e; /* causal */
+    const rounding rounded(shape, e);
     double sum = 0;
     for (int64_t i = 0; i < units.count; i++, unit += step) {
         if (unit >= next || unit < first) {
@@ -152,6 +179,8 @@ __device__ inline void scan_number(const hla_general_scan &scan, int64_t kv, int
         sum += term;
         bool done = unit == (scan.reverse ? first : next - 1);
         if (done && scan.final) scan.final[state] = (float)sum;
+        if (done && scan.rounded && !shape.causal)
+            rounded.write(scan, (n - shape.first_sequence) * shape.kvs + kv, sum);
         if (i == units.count - 1 || (done && !shape.causal)) *goes_on = (float)sum;
     }
 }

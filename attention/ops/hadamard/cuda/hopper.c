@@ -117,20 +117,12 @@ hla_hopper_side hla_hopper_queries(const hla_hadamard_call *call, const hla_hopp
 
 /* ---- memory ---- */
 
-/* float16 holds numbers up to 65504, which a sum over many keys may pass. */
-static float sigma_of(const hla_hadamard_problem *problem) {
-    float sigma = 1;
-    for (int64_t keys = 1; problem->dtype == HLA_F16 && keys < problem->keys; keys *= 2)
-        sigma /= 2;
-    return sigma;
-}
-
 hla_hopper_shape hla_hopper_shape_of(const hla_hadamard_problem *problem, int processors) {
     return (hla_hopper_shape){.rank1 = problem->rank[0],
                               .rank2 = problem->rank[1],
                               .value_dim = problem->value_dim,
                               .half = problem->dtype == HLA_F16,
-                              .sigma = sigma_of(problem),
+                              .sigma = hla_cuda_hadamard_sigma(problem),
                               .processors = processors};
 }
 
