@@ -36,6 +36,7 @@ typedef struct hla_hadamard_entry {
     const hla_hadamard_backward_entry *backward; /* NULL: that of the state form's entry of the same instruction set */
     bool (*takes)(const hla_hadamard_problem *problem); /* NULL: takes any problem */
     const char *taken;                                  /* what it takes, in words */
+    double rate; /* of its arithmetic against other entries' of the table; 0 where all are alike */
 } hla_hadamard_entry;
 
 extern const hla_hadamard_entry hla_hadamard_reference;

@@ -198,8 +198,13 @@ static void choose_backward(hla_hadamard_plan *plan) {
     plan->kept_workspace = kept.used;
 }
 
-/* The cheaper form, compared at the speed of the best instruction set here, which both forms are written for. (A state
- * that cannot be addressed never is the cheaper one: its tensors could not be either.) */
+static double rate_of(const hla_hadamard_entry *entry) {
+    return entry->rate > 0 ? entry->rate : 1;
+}
+
+/* The cheaper form, compared at the speed of the best instruction set here, which both forms are written for, and at
+ * their entries' rates. (A state that cannot be addressed never is the cheaper one: its tensors could not be either.)
+ */
 static hla_status choose_form(hla_hadamard_plan *plan) {
     const hla_hadamard_entry *state, *quadratic;
     hla_status status = hla_hadamard_choose(plan->context, &plan->problem, HLA_FORM_STATE, &state);
@@ -212,9 +217,10 @@ static hla_status choose_form(hla_hadamard_plan *plan) {
         return HLA_ERROR_UNSUPPORTED;
     }
     const hla_tune *tune = hla_tune_of(state->kernel.isa);
-    bool cheaper =
-        plan->problem.stateful || state_cost(&plan->problem, tune).work <= quadratic_cost(&plan->problem, tune).work;
+    bool cheaper = plan->problem.stateful || state_cost(&plan->problem, tune).work / rate_of(state) <=
+                                                 quadratic_cost(&plan->problem, tune).work / rate_of(quadratic);
     plan->entry = cheaper ? state : quadratic;
+    plan->other_rate = rate_of(cheaper ? quadratic : state);
     return HLA_OK;
 }
 
@@ -225,6 +231,7 @@ static hla_status choose_kernel(hla_hadamard_plan *plan, bool *forced) {
     *forced = plan->entry != NULL;
     if (!plan->entry) status = choose_form(plan);
     if (status != HLA_OK) return status;
+    if (*forced) plan->other_rate = rate_of(plan->entry);
     if (problem->stateful && plan->entry->form == HLA_FORM_QUADRATIC && plan->entry != &hla_hadamard_reference) {
         return hla_fail(plan->context, HLA_ERROR_ARGUMENT,
                         "problem.stateful needs a kernel of the state form, \"%s\" is not", plan->entry->kernel.name);
@@ -249,7 +256,8 @@ static void write_explanation(hla_hadamard_plan *plan, bool forced) {
              "%s form%s, kernel %s, %.3g GFLOP against %.3g in %s form; expected to take %.2g times as long as that. "
              "State rank %.0f, %d %s%s, workspace %.3g MB.",
              is_state ? "state" : "quadratic", forced ? " (forced)" : "", plan->entry->kernel.name, taken.flops * 1e-9,
-             other.flops * 1e-9, is_state ? "quadratic" : "state", other.work > 0 ? taken.work / other.work : 1.0,
+             other.flops * 1e-9, is_state ? "quadratic" : "state",
+             other.work > 0 ? taken.work / rate_of(plan->entry) / (other.work / plan->other_rate) : 1.0,
              state_rank(problem), plan->threads, plan->context->cuda ? "multiprocessor" : "thread",
              plan->threads == 1 ? "" : "s", (double)plan->workspace * 1e-6);
 }

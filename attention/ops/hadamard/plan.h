@@ -11,6 +11,7 @@ struct hla_hadamard_plan {
     const hla_hadamard_backward_entry *backward; /* of entry, or of the state form beside it */
     int threads;                                 /* of a GPU: multiprocessors */
     size_t workspace, backward_workspace;        /* bytes; the second is SIZE_MAX if it cannot be addressed */
+    double other_rate;                           /* of the entry of the other form that was passed over */
     size_t kept_workspace;                       /* of workspace, what backward reads */
     char explain[384];
 };

@@ -535,6 +535,7 @@ const hla_hadamard_entry hla_cuda_hadamard_quadratic_mma = {
     .backward = &hla_cuda_hadamard_backward_state,
     .takes = quadratic_mma_takes,
     .taken = MMA_TAKES ", of at most 65,536 keys",
+    .rate = 10,
 };
 
 const hla_hadamard_entry hla_cuda_hadamard_state_mma = {
@@ -545,4 +546,5 @@ const hla_hadamard_entry hla_cuda_hadamard_state_mma = {
     .backward = &hla_cuda_hadamard_backward_state,
     .takes = mma_takes,
     .taken = MMA_TAKES,
+    .rate = 10,
 };

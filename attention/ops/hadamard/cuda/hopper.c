@@ -202,4 +202,5 @@ const hla_hadamard_entry hla_hadamard_state_sm90 = {
     .takes = hla_hopper_takes_problem,
     .taken = "bidirectional problems without states, of two factors, in bfloat16 or float16, with ranks 16, 32, 64 or "
              "128 and value_dim 64 or 128",
+    .rate = 30,
 };
