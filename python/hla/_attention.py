@@ -4,6 +4,7 @@
 floats, workspace and context.
 """
 
+import functools
 from math import prod
 from typing import NamedTuple
 
@@ -20,6 +21,12 @@ class Options(NamedTuple):
     scale: float
 
 
+@functools.lru_cache(maxsize=None)
+def argument_names(queries: int, keys: int):
+    """Of so many arrays in q_features and k_features, and of v."""
+    return [f"q_features[{p}]" for p in range(queries)] + [f"k_features[{p}]" for p in range(keys)] + ["v"]
+
+
 class _Call:
     """What forward and backward pass have in common: the plan, its inputs, and what these point to.
 
@@ -32,7 +39,7 @@ class _Call:
                 f"q_features and k_features hold {P} and {len(k_features)} arrays, wanted one for each of 1 to "
                 f"{MAX_FACTORS} factors"
             )
-        names = [f"q_features[{p}]" for p in range(P)] + [f"k_features[{p}]" for p in range(P)] + ["v"]
+        names = argument_names(P, P)
         self.views = [arrays.view(name, x) for name, x in zip(names, [*q_features, *k_features, v])]
         q, k, value = self.views[0], self.views[P], self.views[-1]
         same_device(names, self.views)

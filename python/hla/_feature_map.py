@@ -7,7 +7,7 @@ from ._attention import same_device
 from ._context import Context, View, packed
 from ._library import FeatureMapProblem, FeatureMapWeights, activation, byref, check, initialised, lib
 
-_WEIGHTS = ("weight", "bias", "hidden_weight", "hidden_bias")
+WEIGHT_NAMES = ("weight", "bias", "hidden_weight", "hidden_bias")
 
 
 class MapOptions(NamedTuple):
@@ -33,7 +33,7 @@ class _Call:
             raise ValueError("hidden_bias is given without hidden_weight")
         self.shapes = ((H, self.rank, D), (H, self.rank), (H, D, D), (H, D))
         self.held = [
-            arrays.floats(name, weight, shape, x) for name, weight, shape in zip(_WEIGHTS, weights, self.shapes)
+            arrays.floats(name, weight, shape, x) for name, weight, shape in zip(WEIGHT_NAMES, weights, self.shapes)
         ]
         self.weights = FeatureMapWeights(*(pointer for _, pointer in self.held))
         self.held.append(arrays.floats("rope", rope, (T, D // 2, 2), x))
@@ -63,7 +63,7 @@ def backward(arrays, options: MapOptions, d_out, x, weights, rope, wanted):
     call = _Call(arrays, options, x, weights, rope)
     dx = arrays.empty(call.x.shape, call.x.dtype, x) if wanted[0] else None
     gradients = [arrays.empty_floats(shape, x) if want else None for shape, want in zip(call.shapes, wanted[1:])]
-    pointers = [arrays.floats(f"d_{name}", g, s, x)[1] for name, g, s in zip(_WEIGHTS, gradients, call.shapes)]
+    pointers = [arrays.floats(f"d_{name}", g, s, x)[1] for name, g, s in zip(WEIGHT_NAMES, gradients, call.shapes)]
     views = [call.x, arrays.view("d_out", d_out)]
     same_device(["d_out", "x"], [views[1], views[0]])
     views = packed(views if dx is None else [*views, arrays.view("dx", dx)])

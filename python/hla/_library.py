@@ -5,7 +5,7 @@ import os
 from ctypes import POINTER, byref, c_bool, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
-MAX_FACTORS = 4  # HLA_MAX_FACTORS
+MAX_FACTORS, MAX_RANK = 4, 256  # HLA_MAX_FACTORS, HLA_MAX_RANK
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2  # hla_dtype
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 OK, ARGUMENT, MEMORY, UNSUPPORTED, WORKSPACE, NOT_FINITE = range(6)  # hla_status

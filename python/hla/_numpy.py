@@ -1,7 +1,7 @@
 """NumPy arrays and whatever else lies in the CPU's memory and speaks DLPack, as libhla's views; results are NumPy's."""
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p, py_object
+from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p, py_object
 
 import numpy
 
@@ -16,7 +16,7 @@ _DTYPES = {(2, 32): FLOAT32, (2, 16): FLOAT16, (4, 16): BFLOAT16}  # (DLDataType
 class _DLTensor(ctypes.Structure):
     _fields_ = [
         ("data", c_void_p),
-        ("device_type", c_int),
+        ("device_type", c_int32),
         ("device_id", c_int32),
         ("ndim", c_int32),
         ("code", c_uint8),

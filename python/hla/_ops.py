@@ -1,11 +1,10 @@
 """The Hadamard operator and the feature maps as differentiable operations of PyTorch.
 
-From PyTorch 2.4 on they are registered as hla::hadamard and hla::feature_map, with shapes for tracing, so that
-torch.compile keeps them in one graph; before, they are autograd.Functions. Both differentiate by the same functions.
+The calls are registered as operations hla::* with shapes for tracing (PyTorch 2.4 or newer), so that torch.compile
+keeps them in one graph; before, they are plain functions. autograd.Functions around them hold the derivatives.
 """
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from . import _attention, _feature_map, _torch
 from ._attention import Options
@@ -59,48 +58,26 @@ def _kept_size(options, tensors, query_starts, stateful):
         return _attention.plan(context, options, views, 0, stateful).kept_workspace
 
 
-def _hadamard_context(ctx, inputs, output):
-    q_features, k_features, v, *lengths_and_state = inputs[:7]
-    ctx.factors, ctx.options = len(q_features), inputs[7:12]
-    ctx.save_for_backward(*q_features, *k_features, v, *lengths_and_state, output[2])
-    ctx.set_materialize_grads(False)
-    ctx.out_shape = output[0].shape
-
-
-def _hadamard_gradient(ctx, d_out, d_final_state, _):
-    tensors, P = ctx.saved_tensors, ctx.factors
-    q_features, k_features, (v, *lengths_and_state, kept) = tensors[:P], tensors[P : 2 * P], tensors[2 * P :]
-    if d_out is None:
-        d_out = v.new_zeros(ctx.out_shape)
-    gradients = hadamard_backward(
-        d_out, d_final_state, list(q_features), list(k_features), v, *lengths_and_state, *ctx.options, kept
-    )
-    d_initial_state = gradients[-1] if lengths_and_state[-1] is not None else None
-    return (
-        gradients[:P], gradients[P : 2 * P], gradients[2 * P], None, None, None, d_initial_state,
-        None, None, None, None, None, None,
-    )  # fmt: skip
-
-
 def _hadamard_backward(d_out, d_final_state, q_features, k_features, v, key_lengths, query_starts, key_starts,
                        initial_state, causal, normalised, epsilon, scale, return_state, kept):
-    """The gradients of q_features, of k_features, of v, and of initial_state if there is one."""
+    """The gradients of q_features, of k_features, of v, and of initial_state (empty if there is none)."""
     lengths = (key_lengths, query_starts, key_starts)
     with _torch.on_device(v):
         dq, dk, dv, d_initial_state = _attention.backward(
             _torch, Options(causal, normalised, epsilon, scale), d_out, d_final_state, q_features, k_features, v,
             lengths, initial_state, return_state, kept if kept.numel() > 0 else None,
         )  # fmt: skip
-    return [*dq, *dk, dv] + ([] if d_initial_state is None else [d_initial_state])
+    return [*dq, *dk, dv, v.new_empty(0) if d_initial_state is None else d_initial_state]
 
 
 def _hadamard_backward_shapes(d_out, d_final_state, q_features, k_features, v, key_lengths, query_starts, key_starts,
                               initial_state, *rest):
-    return [
-        torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x in [*q_features, *k_features, v, initial_state]
-        if x is not None
-    ]
+    return [_empty(x) for x in (*q_features, *k_features, v)] + [_empty(initial_state, v)]
+
+
+def _empty(tensor, like=None):
+    """Contiguous, shaped like a tensor; without one, empty."""
+    return like.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
 
 
 # ---- feature maps: x [B,T,H,D] -> [B,T,H,R], weight [H,R,D], bias [H,R], hidden_weight [H,D,D], hidden_bias [H,D] ----
@@ -122,17 +99,6 @@ def _map_shapes(x, weight, *rest):
     return x.new_empty(*x.shape[:3], weight.shape[1])
 
 
-def _map_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:6])
-    ctx.options = inputs[6:]
-
-
-def _map_gradient(ctx, d_out):
-    gradients = feature_map_backward(d_out, *ctx.saved_tensors, *ctx.options, list(ctx.needs_input_grad[:5]))
-    wanted = [gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad)]
-    return (*wanted, None, None, None, None, None)
-
-
 def _map_backward(d_out, x, weight, bias, hidden_weight, hidden_bias, rope, activation, floor, is_query, shift, wanted):
     """The gradients of x and the weights; those that are not wanted are empty."""
     with _torch.on_device(x):
@@ -146,71 +112,106 @@ def _map_backward(d_out, x, weight, bias, hidden_weight, hidden_bias, rope, acti
 def _map_backward_shapes(d_out, x, weight, bias, hidden_weight, hidden_bias, rope, activation, floor, is_query, shift,
                          wanted):
     inputs = (x, weight, bias, hidden_weight, hidden_bias)
-    return [torch.empty_like(of, memory_format=torch.contiguous_format) if needed else x.new_empty(0) for of, needed in zip(inputs, wanted)]
+    return [_empty(of if needed else None, x) for of, needed in zip(inputs, wanted)]
 
 
 # ---- registration ----
 
 
-def _refuse(ctx, *gradients):
-    raise RuntimeError("hla's operations can be differentiated once: their gradients have no gradient")
-
-
-def _register(name, schema, function, shapes, gradient, setup_context=None):
-    qualified = f"hla::{name}"
-    torch.library.define(qualified, schema)
-    torch.library.impl(qualified, ("cpu", "cuda"), function)
-    torch.library.register_fake(qualified, shapes)
-    torch.library.register_autograd(qualified, gradient, setup_context=setup_context)
+def _registered(name: str, schema: str, function, shapes):
+    if not hasattr(torch.library, "register_fake"):
+        return function
+    torch.library.define(f"hla::{name}", schema)
+    torch.library.impl(f"hla::{name}", ("cpu", "cuda"), function)
+    torch.library.register_fake(f"hla::{name}", shapes)
     return getattr(torch.ops.hla, name).default
 
 
-class _Hadamard(torch.autograd.Function):
-    """The lists of features come as single tensors, since only those are followed."""
+_call_hadamard = _registered(
+    "hadamard", f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)", _hadamard, _hadamard_shapes
+)
+_call_hadamard_backward = _registered(
+    "hadamard_backward", f"(Tensor d_out, Tensor? d_final_state, {_INPUTS}, Tensor kept) -> Tensor[]",
+    _hadamard_backward, _hadamard_backward_shapes,
+)  # fmt: skip
+_call_map = _registered("feature_map", f"({_MAP_INPUTS}) -> Tensor", _map, _map_shapes)
+_call_map_backward = _registered(
+    "feature_map_backward", f"(Tensor d_out, {_MAP_INPUTS}, bool[] wanted) -> Tensor[]", _map_backward,
+    _map_backward_shapes,
+)  # fmt: skip
+
+# ---- derivatives ----
+
+
+class _Final(torch.autograd.Function):
+    """apply(function, numbers, *tensors) is function(*tensors, *numbers), whose results cannot be differentiated."""
 
     @staticmethod
-    def forward(ctx, factors, *inputs):
-        inputs = (inputs[:factors], inputs[factors : 2 * factors], *inputs[2 * factors :])
-        output = _hadamard(*inputs)
-        _hadamard_context(ctx, inputs, output)
-        return output
+    def forward(ctx, function, numbers, *tensors):
+        return tuple(function(*tensors, *numbers))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *gradients):
-        dq_features, dk_features, *rest = _hadamard_gradient(ctx, *gradients)
-        return (None, *dq_features, *dk_features, *rest)
+        raise RuntimeError("hla's operations can be differentiated once: their gradients have no gradients")
+
+
+class _Hadamard(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, P, options, *tensors):
+        """tensors: P of q_features, P of k_features, v, key_lengths, query_starts, key_starts, initial_state. options:
+        the numbers that follow them in the operation."""
+        q_features, k_features, rest = tensors[:P], tensors[P : 2 * P], tensors[2 * P :]
+        out, state, kept = _call_hadamard(list(q_features), list(k_features), *rest, *options, True)
+        ctx.P, ctx.options = P, options
+        ctx.save_for_backward(*tensors, kept)
+        return out, state
+
+    @staticmethod
+    def backward(ctx, d_out, d_state):
+        if not ctx.options[-1]:
+            d_state = None
+        *gradients, d_initial_state = _Final.apply(
+            _flat_hadamard_backward, (ctx.P, ctx.options), d_out, d_state, *ctx.saved_tensors
+        )
+        if not ctx.needs_input_grad[-1]:
+            d_initial_state = None
+        return (None, None, *gradients, None, None, None, d_initial_state)
+
+
+def _flat_hadamard_backward(d_out, d_state, *rest):
+    *tensors, kept, P, options = rest
+    q_features, k_features, rest = tensors[:P], tensors[P : 2 * P], tensors[2 * P :]
+    return _call_hadamard_backward(d_out, d_state, q_features, k_features, *rest, *options, kept)
 
 
 class _Map(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *inputs):
-        output = _map(*inputs)
-        _map_context(ctx, inputs, output)
-        return output
+    def forward(ctx, options, *tensors):
+        """tensors: x, weight, bias, hidden_weight, hidden_bias, rope. options: what follows them in the operation."""
+        ctx.options = options
+        ctx.save_for_backward(*tensors)
+        return _call_map(*tensors, *options)
 
-    backward = staticmethod(once_differentiable(_map_gradient))
+    @staticmethod
+    def backward(ctx, d_out):
+        wanted = list(ctx.needs_input_grad[1:6])
+        gradients = _Final.apply(_call_map_backward, (*ctx.options, wanted), d_out, *ctx.saved_tensors)
+        return (None, *(gradient if want else None for gradient, want in zip(gradients, wanted)), None)
 
 
-if hasattr(torch.library, "register_autograd"):
-    hadamard_backward = _register(
-        "hadamard_backward", f"(Tensor d_out, Tensor? d_final_state, {_INPUTS}, Tensor kept) -> Tensor[]",
-        _hadamard_backward, _hadamard_backward_shapes, _refuse,
-    )  # fmt: skip
-    hadamard = _register(
-        "hadamard", f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)", _hadamard, _hadamard_shapes,
-        _hadamard_gradient, _hadamard_context,
-    )  # fmt: skip
-    feature_map_backward = _register(
-        "feature_map_backward", f"(Tensor d_out, {_MAP_INPUTS}, bool[] wanted) -> Tensor[]", _map_backward,
-        _map_backward_shapes, _refuse,
-    )  # fmt: skip
-    feature_map = _register(
-        "feature_map", f"({_MAP_INPUTS}) -> Tensor", _map, _map_shapes, _map_gradient, _map_context
-    )
-else:
-    hadamard_backward, feature_map_backward = _hadamard_backward, _map_backward
-    feature_map = _Map.apply
+def hadamard(q_features, k_features, v, key_lengths, query_starts, key_starts, initial_state, options):
+    """out, and the final state, which is empty unless the last of options, return_state, asks for it."""
+    tensors = (*q_features, *k_features, v, key_lengths, query_starts, key_starts, initial_state)
+    if _followed(tensors):
+        return _Hadamard.apply(len(q_features), options, *tensors)
+    rest = tensors[2 * len(q_features) :]
+    return _call_hadamard(q_features, k_features, *rest, *options, False)[:2]
 
-    def hadamard(q_features, k_features, *rest):
-        return _Hadamard.apply(len(q_features), *q_features, *k_features, *rest)
+
+def feature_map(x, weight, bias, hidden_weight, hidden_bias, rope, options):
+    tensors = (x, weight, bias, hidden_weight, hidden_bias, rope)
+    return _Map.apply(options, *tensors) if _followed(tensors) else _call_map(*tensors, *options)
+
+
+def _followed(tensors) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

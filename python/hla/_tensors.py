@@ -1,8 +1,10 @@
-"""The package's functions for PyTorch's tensors: kinds of arguments, autocast, and what the backward pass needs."""
+"""The package's functions for PyTorch's tensors: kinds of arguments, autocast, then the operation."""
 
 import torch
 
 from . import _attention, _ops, _torch
+from ._attention import argument_names
+from ._feature_map import WEIGHT_NAMES
 
 if hasattr(torch, "get_autocast_dtype"):
 
@@ -17,10 +19,10 @@ else:
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
-def _check_tensors(**tensors) -> None:
-    for name, value in tensors.items():
-        if value is not None and not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name} is a {type(value).__name__}, wanted a tensor like the others")
+def _check_tensors(names, arguments) -> None:
+    for name, argument in zip(names, arguments):
+        if not isinstance(argument, (torch.Tensor, type(None))):
+            raise TypeError(f"{name} is a {type(argument).__name__}, wanted a tensor like the others")
 
 
 def _cast(tensors):
@@ -32,21 +34,20 @@ def _cast(tensors):
 
 
 def _arguments(q_features, k_features, v, lengths, initial_state):
-    named = {f"q_features[{p}]": x for p, x in enumerate(q_features)}
-    named |= {f"k_features[{p}]": x for p, x in enumerate(k_features)}
-    _check_tensors(**named, initial_state=initial_state)
-    *features, v = _cast([*q_features, *k_features, v])
+    P, tensors = len(q_features), [*q_features, *k_features, v]
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        _check_tensors(argument_names(P, len(k_features)), tensors)
+    _check_tensors(["initial_state"], [initial_state])
+    tensors = _cast(tensors)
     lengths = [
         x if x is None or isinstance(x, torch.Tensor) else torch.as_tensor(x, dtype=torch.int64) for x in lengths
     ]
-    return features[: len(q_features)], features[len(q_features) :], v, lengths
+    return tensors[:P], tensors[P:-1], tensors[-1], lengths
 
 
 def hadamard_attention(options, q_features, k_features, v, lengths, initial_state, return_state):
     q_features, k_features, v, lengths = _arguments(q_features, k_features, v, lengths, initial_state)
-    followed = [*q_features, *k_features, v] if initial_state is None else [*q_features, *k_features, v, initial_state]
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in followed)
-    out, state, _ = _ops.hadamard(q_features, k_features, v, *lengths, initial_state, *options, return_state, keep)
+    out, state = _ops.hadamard(q_features, k_features, v, *lengths, initial_state, (*options, return_state))
     return (out, state) if return_state else out
 
 
@@ -59,8 +60,7 @@ def explain(options, q_features, k_features, v, lengths, initial_state, return_s
 
 
 def feature_map(options, x, weights, rope):
-    names = ("weight", "bias", "hidden_weight", "hidden_bias")
-    _check_tensors(**dict(zip(names, weights)), rope=rope)
+    _check_tensors((*WEIGHT_NAMES, "rope"), (*weights, rope))
     (x,) = _cast([x])
     weights = [None if weight is None else weight.float() for weight in weights]
-    return _ops.feature_map(x, *weights, rope, *options)
+    return _ops.feature_map(x, *weights, rope, tuple(options))

@@ -22,12 +22,12 @@ def place(name: str, device: torch.device):
 
 
 def described(name: str, tensor: torch.Tensor, pointer: int, strides) -> View:
-    if tensor.dim() != 4:
-        raise ValueError(f"{name} has {tensor.dim()} axes, wanted 4")
-    dtype = _DTYPES.get(tensor.dtype)
+    shape, dtype = tensor.shape, _DTYPES.get(tensor.dtype)
+    if len(shape) != 4:
+        raise ValueError(f"{name} has {len(shape)} axes, wanted 4")
     if dtype is None:
         raise TypeError(f"{name} is of dtype {tensor.dtype}, wanted {', '.join(DTYPE_NAMES)}")
-    return View(pointer, dtype, tuple(tensor.shape), strides, place(name, tensor.device))
+    return View(pointer, dtype, shape, strides, None if tensor.is_cpu else place(name, tensor.device))
 
 
 def view(name: str, tensor: torch.Tensor) -> View:
