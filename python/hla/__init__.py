@@ -11,8 +11,9 @@ import sys
 
 from ._functions import explain, feature_map, hadamard_attention
 from ._library import lib as _lib
+from .state import State
 
-__all__ = ["HadamardAttention", "explain", "feature_map", "hadamard_attention", "__version__"]
+__all__ = ["HadamardAttention", "State", "explain", "feature_map", "hadamard_attention", "__version__"]
 __version__ = _lib.hla_version().decode()
 
 

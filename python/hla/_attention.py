@@ -75,8 +75,13 @@ def plan(context: Context, options: Options, views, sequences: int, stateful: bo
 def same_device(names, views) -> None:
     for name, view in zip(names, views):
         if view.device != views[-1].device:
-            places = ["the CPU" if device is None else f"cuda:{device}" for device in (view.device, views[-1].device)]
-            raise ValueError(f"{name} is on {places[0]}, {names[-1]} on {places[1]}")
+            raise ValueError(
+                f"{name} is on {device_name(view.device)}, {names[-1]} on {device_name(views[-1].device)}"
+            )
+
+
+def device_name(device) -> str:
+    return "the CPU" if device is None else f"cuda:{device}"
 
 
 def _sequences(key_lengths, query_starts, key_starts) -> int:

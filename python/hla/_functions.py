@@ -8,7 +8,7 @@ from ._attention import Options
 from ._feature_map import MapOptions
 
 
-def _is_tensor(array) -> bool:
+def is_tensor(array) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
 
@@ -63,8 +63,8 @@ def hadamard_attention(
     """
     options = Options(bool(causal), bool(normalised), float(epsilon), float(scale))
     arguments = (q_features, k_features, v, (key_lengths, query_starts, key_starts), initial_state, bool(return_state))
-    _check_lists(q_features, k_features)
-    if _is_tensor(v):
+    check_lists(q_features, k_features)
+    if is_tensor(v):
         from . import _tensors
 
         return _tensors.hadamard_attention(options, *arguments)
@@ -92,8 +92,8 @@ def explain(
     """Which algorithm and kernel hadamard_attention takes for these arguments, and why: a sentence or two."""
     options = Options(bool(causal), bool(normalised), float(epsilon), float(scale))
     arguments = (q_features, k_features, v, (key_lengths, query_starts, key_starts), initial_state, bool(return_state))
-    _check_lists(q_features, k_features)
-    if _is_tensor(v):
+    check_lists(q_features, k_features)
+    if is_tensor(v):
         from . import _tensors
 
         return _tensors.explain(options, *arguments)
@@ -102,7 +102,7 @@ def explain(
     return _attention.explain(_numpy, options, *arguments)
 
 
-def _check_lists(q_features, k_features) -> None:
+def check_lists(q_features, k_features) -> None:
     for name, features in (("q_features", q_features), ("k_features", k_features)):
         if not isinstance(features, (list, tuple)):
             raise TypeError(f"{name} is a {type(features).__name__}, wanted a list of one array a factor")
@@ -140,7 +140,7 @@ def feature_map(
     """
     options = MapOptions(activation, float(floor), bool(is_query), float(shift))
     weights = (weight, bias, hidden_weight, hidden_bias)
-    if _is_tensor(x):
+    if is_tensor(x):
         from . import _tensors
 
         return _tensors.feature_map(options, x, weights, rope)

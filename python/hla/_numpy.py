@@ -2,6 +2,7 @@
 
 import ctypes
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p, py_object
+from math import prod
 
 import numpy
 
@@ -110,6 +111,13 @@ def floats(name: str, numbers, shape, like=None):
         raise ValueError(f"{name} has shape {list(array.shape)}, wanted {list(shape)}")
     array = numpy.ascontiguousarray(array)
     return array, array.ctypes.data
+
+
+def over(pointer: int, shape, owner):
+    """An array of float32 over memory of `owner`, which it keeps alive."""
+    memory = (ctypes.c_float * prod(shape)).from_address(pointer)
+    memory.owner = owner
+    return numpy.frombuffer(memory, numpy.float32).reshape(shape)
 
 
 def workspace(context: Context, size: int):

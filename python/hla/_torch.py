@@ -21,6 +21,12 @@ def place(name: str, device: torch.device):
     return device.index
 
 
+def with_index(device) -> torch.device:
+    """The device with a number where it is a GPU."""
+    device = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+
+
 def described(name: str, tensor: torch.Tensor, pointer: int, strides) -> View:
     shape, dtype = tensor.shape, _DTYPES.get(tensor.dtype)
     if len(shape) != 4:
@@ -70,6 +76,19 @@ def floats(name: str, numbers, shape, like: torch.Tensor):
     return numbers, numbers.data_ptr()
 
 
+class _Memory:
+    """float32 numbers on a GPU, as CUDA's array interface tells of them; `owner` lives as long as they are in use."""
+
+    def __init__(self, pointer: int, shape, owner):
+        self.owner = owner
+        self.__cuda_array_interface__ = {"data": (pointer, False), "shape": shape, "typestr": "<f4", "version": 2}
+
+
+def over(pointer: int, shape, device: int, owner) -> torch.Tensor:
+    """A tensor of float32 over a GPU's memory of `owner`, which it keeps alive."""
+    return torch.as_tensor(_Memory(pointer, shape, owner), device=f"cuda:{device}")
+
+
 def workspace(context: Context, size: int):
     """Memory and its address. A GPU's comes from PyTorch's allocator, which hands it on in the order of the stream."""
     if context.device is None:
@@ -88,11 +107,14 @@ def address(memory: torch.Tensor) -> int:
 
 
 def context(device) -> Context:
-    if device is None:
-        return _context.context(None, torch.get_num_threads())
-    made = _context.context(device, 0)
-    made.set_stream(torch.cuda.current_stream(device).cuda_stream or LEGACY_STREAM)
-    return made
+    """This thread's context, whose work goes to the current stream."""
+    return on_stream(_context.context(device, torch.get_num_threads() if device is None else 0))
+
+
+def on_stream(context: Context) -> Context:
+    if context.device is not None:
+        context.set_stream(torch.cuda.current_stream(context.device).cuda_stream or LEGACY_STREAM)
+    return context
 
 
 def on_device(tensor: torch.Tensor):
