@@ -21,6 +21,22 @@ class Options(NamedTuple):
     scale: float
 
 
+def check_factors(q_features, k_features) -> None:
+    check_lists(q_features, k_features)
+    P = len(q_features)
+    if not 1 <= P <= MAX_FACTORS or len(k_features) != P:
+        raise ValueError(
+            f"q_features and k_features hold {P} and {len(k_features)} arrays, wanted one for each of 1 to "
+            f"{MAX_FACTORS} factors"
+        )
+
+
+def check_lists(q_features, k_features) -> None:
+    for name, features in (("q_features", q_features), ("k_features", k_features)):
+        if not isinstance(features, (list, tuple)):
+            raise TypeError(f"{name} is a {type(features).__name__}, wanted a list of one array a factor")
+
+
 @functools.lru_cache(maxsize=None)
 def argument_names(queries: int, keys: int):
     """Of so many arrays in q_features and k_features, and of v."""
@@ -34,11 +50,6 @@ class _Call:
 
     def __init__(self, arrays, options, q_features, k_features, v, lengths, initial_state, stateful):
         P = len(q_features)
-        if not 1 <= P <= MAX_FACTORS or len(k_features) != P:
-            raise ValueError(
-                f"q_features and k_features hold {P} and {len(k_features)} arrays, wanted one for each of 1 to "
-                f"{MAX_FACTORS} factors"
-            )
         names = argument_names(P, P)
         self.views = [arrays.view(name, x) for name, x in zip(names, [*q_features, *k_features, v])]
         q, k, value = self.views[0], self.views[P], self.views[-1]
@@ -100,7 +111,7 @@ def forward(arrays, options, q_features, k_features, v, lengths, initial_state, 
     (None where nothing is, or unless keep)."""
     call = _Call(arrays, options, q_features, k_features, v, lengths, initial_state, return_state)
     plan = call.plan
-    out = arrays.empty(call.out_shape, call.views[-1].dtype, v)
+    out = arrays.empty(call.out_shape, call.views[0].dtype, v)
     pack([*call.views, arrays.view("out", out)], plan.views)
     final_state = arrays.empty_floats(call.state_shape, v) if return_state else None
     _, state = arrays.floats("final_state", final_state, call.state_shape, v)

@@ -4,7 +4,7 @@ import sys
 from typing import Any, Sequence
 
 from . import _attention, _feature_map
-from ._attention import Options
+from ._attention import Options, check_factors
 from ._feature_map import MapOptions
 
 
@@ -63,7 +63,7 @@ def hadamard_attention(
     """
     options = Options(bool(causal), bool(normalised), float(epsilon), float(scale))
     arguments = (q_features, k_features, v, (key_lengths, query_starts, key_starts), initial_state, bool(return_state))
-    check_lists(q_features, k_features)
+    check_factors(q_features, k_features)
     if is_tensor(v):
         from . import _tensors
 
@@ -92,7 +92,7 @@ def explain(
     """Which algorithm and kernel hadamard_attention takes for these arguments, and why: a sentence or two."""
     options = Options(bool(causal), bool(normalised), float(epsilon), float(scale))
     arguments = (q_features, k_features, v, (key_lengths, query_starts, key_starts), initial_state, bool(return_state))
-    check_lists(q_features, k_features)
+    check_factors(q_features, k_features)
     if is_tensor(v):
         from . import _tensors
 
@@ -100,12 +100,6 @@ def explain(
     from . import _numpy
 
     return _attention.explain(_numpy, options, *arguments)
-
-
-def check_lists(q_features, k_features) -> None:
-    for name, features in (("q_features", q_features), ("k_features", k_features)):
-        if not isinstance(features, (list, tuple)):
-            raise TypeError(f"{name} is a {type(features).__name__}, wanted a list of one array a factor")
 
 
 def feature_map(

@@ -27,7 +27,8 @@ def _check_tensors(names, arguments) -> None:
 
 def _cast(tensors):
     """As autocast says; float64 stays what it is and is refused later."""
-    dtype = _autocast_dtype(tensors[-1].device.type)
+    device_type = tensors[-1].device.type
+    dtype = _autocast_dtype(device_type) if device_type in ("cpu", "cuda") else None
     if dtype is None:
         return tensors
     return [x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors]

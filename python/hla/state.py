@@ -7,9 +7,9 @@ from ctypes import addressof, byref, c_void_p
 from math import prod
 from typing import Any, Optional, Sequence, Union
 
-from ._attention import argument_names, device_name
+from ._attention import argument_names, check_lists, device_name
 from ._context import Context, hadamard_problem, packed
-from ._functions import check_lists, is_tensor
+from ._functions import is_tensor
 from ._library import DTYPE_NAMES, HadamardProblem, check, initialised, lib
 
 
