@@ -4,18 +4,19 @@ them: every score matrix is written out. docs/OPERATOR.md has the formulas."""
 import torch
 
 
-def seen(Tq, Tk, B, causal, key_lengths, query_starts, key_starts):
+def seen(Tq, Tk, B, causal, key_lengths, query_starts, key_starts, device):
     """[B, Tq, Tk]: whether query i sees key j."""
-    i, j = torch.arange(Tq)[:, None], torch.arange(Tk)[None]
+    tokens = [torch.arange(T, device=device) for T in (Tq, Tk)]
+    i, j = tokens[0][:, None], tokens[1][None]
     if query_starts is not None:
-        starts = [torch.as_tensor(s) for s in (query_starts, key_starts)]
-        of = [torch.bucketize(torch.arange(T), s[1:], right=True) for T, s in zip((Tq, Tk), starts)]
+        starts = [torch.as_tensor(s, device=device) for s in (query_starts, key_starts)]
+        of = [torch.bucketize(t, s[1:], right=True) for t, s in zip(tokens, starts)]
         same = of[0][:, None] == of[1][None]
         i, j = i - starts[0][of[0]][:, None], j - starts[1][of[1]][None]
         return (same & ((j <= i) | (not causal))).expand(B, -1, -1)
     visible = ((j <= i) | (not causal)).expand(B, Tq, Tk)
     if key_lengths is not None:
-        visible = visible & (torch.arange(Tk) < torch.as_tensor(key_lengths)[:, None])[:, None]
+        visible = visible & (tokens[1] < torch.as_tensor(key_lengths, device=device)[:, None])[:, None]
     return visible
 
 
@@ -33,14 +34,15 @@ def hadamard(q_features, k_features, v, causal=False, normalised=True, epsilon=1
     group = q_features[0].shape[2] // v.shape[2]
     ones = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # [B, Tk, Hkv, V + 1]
     B, Tq, Tk = v.shape[0], q_features[0].shape[1], v.shape[1]
-    mask = seen(Tq, Tk, B, causal, key_lengths, query_starts, key_starts)
+    mask = seen(Tq, Tk, B, causal, key_lengths, query_starts, key_starts, v.device)
     scores = mask[:, None].to(v.dtype)
     for a, c in zip(q_features, k_features):
         scores = scores * torch.einsum("bihr,bjhr->bhij", a, c.repeat_interleave(group, 2))
     sums = torch.einsum("bhij,bjhx->bihx", scores, ones.repeat_interleave(group, 2))
     phi, weighted = khatri_rao(k_features), ones
     if key_lengths is not None:
-        weighted = ones * (torch.arange(Tk) < torch.as_tensor(key_lengths)[:, None])[:, :, None, None]
+        lengths = torch.as_tensor(key_lengths, device=v.device)
+        weighted = ones * (torch.arange(Tk, device=v.device) < lengths[:, None])[:, :, None, None]
     state = torch.einsum("bjhf,bjhx->bhfx", phi, weighted)
     if query_starts is not None:
         bounds = list(zip(key_starts[:-1], key_starts[1:]))
