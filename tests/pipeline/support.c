@@ -23,16 +23,25 @@ void check_ok(hlv_context *ctx, hlv_status status) {
     if (status != HLV_OK) fail_msg("%s: %s", hlv_status_name(status), hlv_context_error(ctx));
 }
 
-hlv_model *open_model(hlv_context *ctx, const char *name, hla_dtype dtype) {
+static hlv_model *open_with(hlv_context *ctx, const char *name, const char *adapter, hla_dtype dtype) {
     char path[512];
     snprintf(path, sizeof path, GOLDEN "%s", name);
     hlv_model_options options;
     hlv_model_options_init(&options);
     options.directory = path;
+    options.adapter = adapter;
     options.dtype = dtype;
     hlv_model *model = NULL;
     check_ok(ctx, hlv_model_open(ctx, &options, &model));
     return model;
+}
+
+hlv_model *open_model(hlv_context *ctx, const char *name, hla_dtype dtype) {
+    return open_with(ctx, name, NULL, dtype);
+}
+
+hlv_model *open_converted(hlv_context *ctx, const char *name, const char *adapter) {
+    return open_with(ctx, name, adapter, HLA_F32);
 }
 
 scratch make_scratch(void) {

@@ -11,6 +11,7 @@ hlv_context *open_context(int threads);
 /* Fails the test with the library's own sentence. */
 void check_ok(hlv_context *ctx, hlv_status status);
 hlv_model *open_model(hlv_context *ctx, const char *name, hla_dtype dtype);
+hlv_model *open_converted(hlv_context *ctx, const char *name, const char *adapter); /* adapter: a directory */
 
 /* A fresh directory under /tmp, removed with what is in it by remove_scratch. */
 typedef struct scratch {

@@ -47,12 +47,14 @@ static void compare_frames(hlv_context *ctx, const scratch *folder, const char *
         fail_msg("%s: pixels differ by %g on average, %d at most", result, sum / (double)count, worst);
 }
 
-static void follow(const char *checkpoint, int c) {
-    char noise[512], result_path[512];
-    snprintf(noise, sizeof noise, GOLDEN "%s/golden/%d.noise.safetensors", checkpoint, c);
-    snprintf(result_path, sizeof result_path, GOLDEN "%s/golden/%d.result.safetensors", checkpoint, c);
+/* Case c of folder/golden. The model is the folder's, or with the folder's hla/ another's. */
+static void follow(const char *folder_name, const char *model_name, int c) {
+    char noise[512], result_path[512], adapter[512];
+    snprintf(noise, sizeof noise, GOLDEN "%s/golden/%d.noise.safetensors", folder_name, c);
+    snprintf(result_path, sizeof result_path, GOLDEN "%s/golden/%d.result.safetensors", folder_name, c);
+    snprintf(adapter, sizeof adapter, GOLDEN "%s/hla", folder_name);
     hlv_context *ctx = open_context(2);
-    hlv_model *model = open_model(ctx, checkpoint, HLA_F32);
+    hlv_model *model = model_name ? open_converted(ctx, model_name, adapter) : open_model(ctx, folder_name, HLA_F32);
     hlv_weights *call = NULL;
     check_ok(ctx, hlv_weights_open(ctx, noise, &call));
     scratch folder = make_scratch();
@@ -72,7 +74,7 @@ static void follow(const char *checkpoint, int c) {
     float *want = read_tensor(ctx, result_path, "latents", &wanted);
     assert_int_equal(count, wanted);
     double error = relative_error(got, want, count);
-    if (!(error <= 1e-4)) fail_msg("%s case %d: relative error %g", checkpoint, c, error);
+    if (!(error <= 1e-4)) fail_msg("%s case %d: relative error %g", folder_name, c, error);
     compare_frames(ctx, &folder, result_path, options.frames);
     assert_true(result.sample_seconds > 0 && result.decode_seconds > 0 && result.text_seconds > 0);
     assert_true(result.seconds_per_step > 0 && result.tokens > 0 && result.peak_bytes > 0);
@@ -87,8 +89,9 @@ static void follow(const char *checkpoint, int c) {
 static void test_parity(void **state) {
     (void)state;
     for (int c = 0; c < 3; c++)
-        follow("softmax", c);
-    follow("hadamard", 0);
+        follow("softmax", NULL, c);
+    follow("hadamard", NULL, 0);
+    follow("../converted", "softmax", 0); /* latents of the Python package in diffusers' pipeline */
 }
 
 static void small_clip(const hlv_model *model, hlv_generate_options *options) {
