@@ -84,10 +84,11 @@ def plan(context: Context, options: Options, views, sequences: int, stateful: bo
 
 
 def same_device(names, views) -> None:
+    device = views[-1].device
     for name, view in zip(names, views):
-        if view.device != views[-1].device:
+        if view.device != device:
             raise ValueError(
-                f"{name} is on {device_name(view.device)}, {names[-1]} on {device_name(views[-1].device)}"
+                f"{name} is on {device_name(view.device)}, {names[-1]} on {device_name(device)}"
             )
 
 

@@ -3,10 +3,11 @@
 A context serves one thread at a time, so each Python thread has its own; autograd's threads are no exception.
 """
 
+import functools
 import struct
 import threading
 from collections import OrderedDict
-from ctypes import addressof, byref, c_void_p, create_string_buffer
+from ctypes import addressof, byref, c_void_p, create_string_buffer, sizeof
 from typing import NamedTuple, Optional
 
 from ._library import (
@@ -24,9 +25,6 @@ from ._library import (
 _PLANS = 64  # kept by a context; the one that was not used for longest goes first
 _KEPT_WORKSPACE = 64 << 20  # bytes: above that, the page faults of new memory are small beside the work done in it
 
-_TENSOR = struct.Struct("@Pi4q4q")  # hla_tensor
-assert _TENSOR.size == 80
-
 
 class View(NamedTuple):
     """An array as libhla sees it: shape and strides (in elements) of its four axes."""
@@ -38,12 +36,18 @@ class View(NamedTuple):
     device: Optional[int]  # a CUDA device, or None for the CPU
 
 
-def pack(views, buffer, first: int = 0) -> None:
-    """Writes views into an array of hla_tensor, from element `first` on."""
-    offset = first * _TENSOR.size
+@functools.lru_cache(maxsize=None)
+def _layout(count: int) -> struct.Struct:
+    """Of an array of so many hla_tensor."""
+    return struct.Struct("@" + count * "Pi4q4q")
+
+
+def pack(views, buffer) -> None:
+    """Writes views into an array of hla_tensor."""
+    members = []
     for view in views:
-        _TENSOR.pack_into(buffer, offset, view.pointer, view.dtype, *view.shape, *view.strides)
-        offset += _TENSOR.size
+        members += (view.pointer, view.dtype, *view.shape, *view.strides)
+    _layout(len(views)).pack_into(buffer, 0, *members)
 
 
 def packed(views):
@@ -66,7 +70,7 @@ class Plan:
         self.kept_workspace = lib.hla_hadamard_plan_kept_workspace(handle)
         P = problem.factors
         self.views = (Tensor * (4 * P + 3))()
-        place = [addressof(self.views) + i * _TENSOR.size for i in range(4 * P + 3)]
+        place = [addressof(self.views) + i * sizeof(Tensor) for i in range(4 * P + 3)]
         self.inputs = HadamardInputs(q_features=place[0], k_features=place[P], v=place[2 * P])
         self.out = place[2 * P + 1]
         self.gradients = HadamardGradients(place[2 * P + 2], place[3 * P + 2], place[4 * P + 2])

@@ -4,6 +4,8 @@ The calls are registered as operations hla::* with shapes for tracing (PyTorch 2
 keeps them in one graph; before, they are plain functions. autograd.Functions around them hold the derivatives.
 """
 
+from math import prod
+
 import torch
 
 from . import _attention, _feature_map, _torch
@@ -21,30 +23,35 @@ _INPUTS = (
 
 def _hadamard(q_features, k_features, v, key_lengths, query_starts, key_starts, initial_state, causal, normalised,
               epsilon, scale, return_state, keep):
-    """out, the final state and what is kept for the backward pass; the latter two are empty where not wanted."""
+    """out; the final state if return_state; what is worth keeping for the backward pass, perhaps nothing, if keep."""
     lengths = (key_lengths, query_starts, key_starts)
     with _torch.on_device(v):
         out, final_state, kept = _attention.forward(
             _torch, Options(causal, normalised, epsilon, scale), q_features, k_features, v, lengths, initial_state,
             return_state, keep,
         )  # fmt: skip
-    if final_state is None:
-        final_state = v.new_empty(0, dtype=torch.float32)
-    return out, final_state, v.new_empty(0, dtype=torch.uint8) if kept is None else kept
+    results = [out]
+    if return_state:
+        results.append(final_state)
+    if keep:
+        results.append(torch.empty(0, dtype=torch.uint8, device=v.device) if kept is None else kept)
+    return results
 
 
 def _hadamard_shapes(q_features, k_features, v, key_lengths, query_starts, key_starts, initial_state, causal,
                      normalised, epsilon, scale, return_state, keep):
-    B, Tq, H, _ = q_features[0].shape
-    Hkv, V = v.shape[2], v.shape[3]
-    N = B if query_starts is None else query_starts.shape[0] - 1
-    R = 1
-    for features in q_features:
-        R *= features.shape[3]
-    state_shape = (N, Hkv, R, V + 1) if return_state else (0,)
-    kept = _kept_size(Options(causal, normalised, epsilon, scale), [*q_features, *k_features, v], query_starts,
-                      return_state or initial_state is not None) if keep and v.is_cuda else 0  # fmt: skip
-    return v.new_empty(B, Tq, H, V), v.new_empty(state_shape, dtype=torch.float32), v.new_empty(kept, dtype=torch.uint8)
+    (B, Tq, H, _), (_, _, Hkv, V) = q_features[0].shape, v.shape
+    results = [v.new_empty(B, Tq, H, V)]
+    if return_state:
+        N = B if query_starts is None else query_starts.shape[0] - 1
+        R = prod(features.shape[3] for features in q_features)
+        results.append(v.new_empty(N, Hkv, R, V + 1, dtype=torch.float32))
+    if keep:
+        stateful = return_state or initial_state is not None
+        options = Options(causal, normalised, epsilon, scale)
+        kept = _kept_size(options, [*q_features, *k_features, v], query_starts, stateful) if v.is_cuda else 0
+        results.append(v.new_empty(kept, dtype=torch.uint8))
+    return results
 
 
 def _kept_size(options, tensors, query_starts, stateful):
@@ -127,9 +134,7 @@ def _registered(name: str, schema: str, function, shapes):
     return getattr(torch.ops.hla, name).default
 
 
-_call_hadamard = _registered(
-    "hadamard", f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)", _hadamard, _hadamard_shapes
-)
+_call_hadamard = _registered("hadamard", f"({_INPUTS}, bool keep) -> Tensor[]", _hadamard, _hadamard_shapes)
 _call_hadamard_backward = _registered(
     "hadamard_backward", f"(Tensor d_out, Tensor? d_final_state, {_INPUTS}, Tensor kept) -> Tensor[]",
     _hadamard_backward, _hadamard_backward_shapes,
@@ -155,22 +160,25 @@ class _Final(torch.autograd.Function):
         raise RuntimeError("hla's operations can be differentiated once: their gradients have no gradients")
 
 
+def _gradients(function, numbers, *tensors):
+    """Within a backward pass PyTorch follows what is computed only where its gradient will be asked for."""
+    return _Final.apply(function, numbers, *tensors) if torch.is_grad_enabled() else function(*tensors, *numbers)
+
+
 class _Hadamard(torch.autograd.Function):
     @staticmethod
     def forward(ctx, P, options, *tensors):
         """tensors: P of q_features, P of k_features, v, key_lengths, query_starts, key_starts, initial_state. options:
         the numbers that follow them in the operation."""
         q_features, k_features, rest = tensors[:P], tensors[P : 2 * P], tensors[2 * P :]
-        out, state, kept = _call_hadamard(list(q_features), list(k_features), *rest, *options, True)
+        *results, kept = _call_hadamard(q_features, k_features, *rest, *options, True)
         ctx.P, ctx.options = P, options
         ctx.save_for_backward(*tensors, kept)
-        return out, state
+        return tuple(results)
 
     @staticmethod
-    def backward(ctx, d_out, d_state):
-        if not ctx.options[-1]:
-            d_state = None
-        *gradients, d_initial_state = _Final.apply(
+    def backward(ctx, d_out, d_state=None):
+        *gradients, d_initial_state = _gradients(
             _flat_hadamard_backward, (ctx.P, ctx.options), d_out, d_state, *ctx.saved_tensors
         )
         if not ctx.needs_input_grad[-1]:
@@ -195,17 +203,17 @@ class _Map(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_out):
         wanted = list(ctx.needs_input_grad[1:6])
-        gradients = _Final.apply(_call_map_backward, (*ctx.options, wanted), d_out, *ctx.saved_tensors)
+        gradients = _gradients(_call_map_backward, (*ctx.options, wanted), d_out, *ctx.saved_tensors)
         return (None, *(gradient if want else None for gradient, want in zip(gradients, wanted)), None)
 
 
 def hadamard(q_features, k_features, v, key_lengths, query_starts, key_starts, initial_state, options):
-    """out, and the final state, which is empty unless the last of options, return_state, asks for it."""
+    """[out], or [out, the final state] where the last of options, return_state, asks for it."""
     tensors = (*q_features, *k_features, v, key_lengths, query_starts, key_starts, initial_state)
     if _followed(tensors):
         return _Hadamard.apply(len(q_features), options, *tensors)
     rest = tensors[2 * len(q_features) :]
-    return _call_hadamard(q_features, k_features, *rest, *options, False)[:2]
+    return _call_hadamard(q_features, k_features, *rest, *options, False)
 
 
 def feature_map(x, weight, bias, hidden_weight, hidden_bias, rope, options):

@@ -48,8 +48,8 @@ def _arguments(q_features, k_features, v, lengths, initial_state):
 
 def hadamard_attention(options, q_features, k_features, v, lengths, initial_state, return_state):
     q_features, k_features, v, lengths = _arguments(q_features, k_features, v, lengths, initial_state)
-    out, state = _ops.hadamard(q_features, k_features, v, *lengths, initial_state, (*options, return_state))
-    return (out, state) if return_state else out
+    results = _ops.hadamard(q_features, k_features, v, *lengths, initial_state, (*options, return_state))
+    return tuple(results) if return_state else results[0]
 
 
 def explain(options, q_features, k_features, v, lengths, initial_state, return_state):
