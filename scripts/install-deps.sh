@@ -11,7 +11,7 @@ test | full)
     packages="$packages ffmpeg libcmocka-dev clang clang-tidy cppcheck libclang-rt-14-dev python3 bsdutils procps
         libomp-dev binutils abigail-tools"
     [ "$1" = test ] || packages="$packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
-        valgrind doxygen"
+        valgrind doxygen python3-venv python3-pytest python3-numpy python3-torch"
     ;;
 *)
     echo "usage: install-deps.sh build|demo|docs|test|full" >&2

@@ -1,7 +1,9 @@
-"""The package comes from python/ of this tree, with the libhla that the environment variable HLA_LIBRARY names."""
+"""Where HLA_LIBRARY names a libhla, it is tested with the package in python/; else the installed package is."""
 
+import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "python"))
+if "HLA_LIBRARY" in os.environ:
+    sys.path.insert(0, str(ROOT / "python"))
