@@ -16,7 +16,8 @@ def best(call, calls=200, rounds=30):
     call()
     times = []
     for _ in range(rounds):
-        torch.cuda.is_available() and torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(calls):
             call()
@@ -43,17 +44,17 @@ def overhead(device):
         print(f"{device:5} {name:36} {best(call):8.1f} us")
 
 
-def milliseconds(call, repeat=20):
+def milliseconds(call, repeat=30):
+    """Of a call on the GPU; all are queued before the first is waited for."""
     call()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-    times = []
-    for _ in range(repeat):
-        events[0].record()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeat + 1)]
+    torch.cuda._sleep(10_000_000)
+    for event in events[:-1]:
+        event.record()
         call()
-        events[1].record()
-        torch.cuda.synchronize()
-        times.append(events[0].elapsed_time(events[1]))
-    return min(times)
+    events[-1].record()
+    torch.cuda.synchronize()
+    return min(start.elapsed_time(end) for start, end in zip(events, events[1:]))
 
 
 def graphed(call):

@@ -41,11 +41,11 @@ def view(name: str, tensor: torch.Tensor) -> View:
 
 
 def empty(shape, dtype: int, like: torch.Tensor) -> torch.Tensor:
-    return torch.empty(shape, dtype=_TYPES[dtype], device=like.device)
+    return like.new_empty(shape, dtype=_TYPES[dtype])
 
 
 def empty_floats(shape, like: torch.Tensor) -> torch.Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=like.device)
+    return like.new_empty(shape, dtype=torch.float32)
 
 
 def offsets(name: str, numbers, count: int):

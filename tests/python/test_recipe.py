@@ -1,8 +1,8 @@
 """The training recipe against what it stands on: diffusers' classes, the operator's definition, the world's own rules.
 
-    pip install torch diffusers transformers sentencepiece pytest && pytest tests/python
+    pip install torch diffusers transformers sentencepiece pytest && pytest tests/python/test_recipe.py
 
-Not part of `make test`, which needs no PyTorch. That libhla computes the recipe's attention is:
+Not part of `make test`, which has no diffusers. That libhla computes the recipe's attention is:
 tests/golden/make_recipe.py.
 """
 
