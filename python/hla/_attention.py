@@ -1,7 +1,7 @@
 """Calls of libhla's Hadamard operator, written once for all kinds of arrays.
 
 `arrays` is the module that knows the kind at hand, _numpy or _torch: its functions view, empty, empty_floats, offsets,
-floats, workspace and context.
+floats, workspace and context, and for what tensors keep until the backward pass, beginning and address.
 """
 
 import functools
@@ -40,7 +40,7 @@ def check_lists(q_features, k_features) -> None:
 @functools.lru_cache(maxsize=None)
 def argument_names(queries: int, keys: int):
     """Of so many arrays in q_features and k_features, and of v."""
-    return [f"q_features[{p}]" for p in range(queries)] + [f"k_features[{p}]" for p in range(keys)] + ["v"]
+    return (*(f"q_features[{p}]" for p in range(queries)), *(f"k_features[{p}]" for p in range(keys)), "v")
 
 
 class _Call:

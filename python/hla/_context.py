@@ -12,6 +12,7 @@ from typing import NamedTuple, Optional
 
 from ._library import (
     ALIGNMENT,
+    MAX_FACTORS,
     ContextOptions,
     HadamardGradients,
     HadamardInputs,
@@ -131,6 +132,8 @@ def hadamard_problem(
     batch, heads, queries, keys, value_dim, kv_heads, sequences, ranks, dtype, causal, stateful, normalised, epsilon,
     scale,
 ) -> HadamardProblem:  # fmt: skip
+    if not 1 <= len(ranks) <= MAX_FACTORS:
+        raise ValueError(f"ranks are {list(ranks)}, wanted 1 to {MAX_FACTORS} numbers")
     problem = initialised(HadamardProblem)
     problem.batch, problem.heads, problem.queries, problem.keys = batch, heads, queries, keys
     problem.value_dim, problem.kv_heads, problem.sequences = value_dim, kv_heads, sequences

@@ -1,5 +1,6 @@
 """Hadamard linear attention with its feature maps as a PyTorch module."""
 
+from operator import index
 from typing import Any, Dict, Optional, Sequence
 
 import torch
@@ -87,7 +88,7 @@ class HadamardAttention(nn.Module):
         rope: str = "before",
     ):
         super().__init__()
-        ranks = list(ranks)
+        ranks = [index(rank) for rank in ranks]
         if not 1 <= len(ranks) <= MAX_FACTORS or not all(1 <= rank <= MAX_RANK for rank in ranks):
             raise ValueError(f"ranks are {ranks}, wanted 1 to {MAX_FACTORS} numbers from 1 to {MAX_RANK}")
         if rope not in ("before", "after"):

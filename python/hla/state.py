@@ -5,6 +5,7 @@ import ctypes
 import sys
 from ctypes import addressof, byref, c_void_p
 from math import prod
+from operator import index
 from typing import Any, Optional, Sequence, Union
 
 from ._attention import argument_names, check_lists, device_name
@@ -51,7 +52,7 @@ class State:
         if name not in DTYPE_NAMES:
             raise TypeError(f"dtype is {dtype}, wanted {', '.join(DTYPE_NAMES)}")
         problem = hadamard_problem(
-            batch, heads, 1, 1, value_dim, kv_heads or 0, 0, tuple(ranks),
+            batch, heads, 1, 1, value_dim, kv_heads or 0, 0, tuple(map(index, ranks)),
             DTYPE_NAMES.index(name), False, False, normalised, epsilon, scale,
         )  # fmt: skip
         self._make(problem, _number(device), lambda ctx, handle: lib.hla_state_create(ctx, byref(problem), handle))

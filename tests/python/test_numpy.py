@@ -181,6 +181,7 @@ def test_states_and_bad_arguments():
     for call, kind, sentence in (
         (lambda: new_state(dtype="float64"), TypeError, "dtype is float64"),
         (lambda: hla.State(batch=1, heads=3, kv_heads=2, value_dim=1, ranks=[1]), ValueError, "kv_heads is 2"),
+        (lambda: hla.State(batch=1, heads=1, value_dim=1, ranks=[1] * 5), ValueError, r"ranks are \[1, 1, 1, 1, 1\]"),
         (lambda: state.query(q[:1]), ValueError, "q_features holds 1 arrays, wanted one for each of 2 factors"),
         (lambda: state.append(k, v[:, :3]), ValueError, "has shape"),
         (lambda: state.step(q, k, v), ValueError, "has shape"),  # 11 queries, 14 keys

@@ -13,8 +13,8 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("H
 
 
 def run(*command):
-    done = subprocess.run(command, env=ENVIRONMENT, cwd="/", text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert done.returncode == 0, done.stdout
+    done = subprocess.run(command, env=ENVIRONMENT, cwd="/", text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
