@@ -6,9 +6,8 @@ GPU, as PyTorch queues it and as a CUDA graph replays it, that is without Python
 
 import time
 
-import torch
-
 import hla
+import torch
 
 
 def best(call, calls=200, rounds=30):

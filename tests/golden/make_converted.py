@@ -1,4 +1,4 @@
-"""Golden latents and frames of WanPipeline with hla.diffusers' attention in it; read by tests/pipeline and tests/python.
+"""Golden latents and frames of WanPipeline with hla.diffusers' attention in it; read by tests/pipeline.
 
 Run from the repository's root, with the package hla and its libhla, after make_pipeline.py:
     python tests/golden/make_converted.py
@@ -9,11 +9,10 @@ import os
 import pathlib
 import shutil
 
-import torch
-from diffusers import WanPipeline
-
 import hla.diffusers
 import make_pipeline
+import torch
+from diffusers import WanPipeline
 
 OUT = pathlib.Path(__file__).parent / "converted"
 MODEL = make_pipeline.OUT / "softmax"

@@ -1,4 +1,4 @@
-"""The wheel: built from this tree around a libhla that is there, installed where no PyTorch is, used by test_numpy.py."""
+"""The wheel: built from this tree around a libhla that is there, installed where no PyTorch is, and used there."""
 
 import os
 import subprocess
