@@ -1,5 +1,6 @@
 """NumPy arrays, and others by DLPack, without PyTorch: this file runs in an environment that has none, too."""
 
+import ctypes
 import gc
 import threading
 
@@ -84,6 +85,32 @@ class Lent:
 def test_dlpack():
     q, k, v = arrays()
     out = hla.hadamard_attention([Lent(x) for x in q], [Lent(x) for x in k], Lent(v))
+    assert error(out, definition(q, k, v)[0]) <= 1e-6
+
+
+class Packed:
+    """The least that DLPack allows: no strides where elements lie in order, and an offset from an aligned address."""
+
+    def __init__(self, array):
+        class Tensor(ctypes.Structure):  # DLManagedTensor without what a producer needs
+            _fields_ = [("data", ctypes.c_void_p), ("device", ctypes.c_int32 * 2), ("ndim", ctypes.c_int32),
+                        ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
+                        ("shape", ctypes.c_void_p), ("strides", ctypes.c_void_p),
+                        ("byte_offset", ctypes.c_uint64)]  # fmt: skip
+
+        self.array, self.shape = numpy.ascontiguousarray(array), (ctypes.c_int64 * array.ndim)(*array.shape)
+        self.tensor = Tensor(self.array.ctypes.data - 64, (1, 0), array.ndim, 2, 32, 1, ctypes.addressof(self.shape),
+                             None, 64)  # fmt: skip
+
+    def __dlpack__(self, stream=None):
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        return new(ctypes.addressof(self.tensor), b"dltensor", None)
+
+
+def test_dlpack_without_strides():
+    q, k, v = arrays()
+    out = hla.hadamard_attention([Packed(x) for x in q], [Packed(x) for x in k], Packed(v))
     assert error(out, definition(q, k, v)[0]) <= 1e-6
 
 
