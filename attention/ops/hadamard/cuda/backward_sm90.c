@@ -1,4 +1,5 @@
-/* The backward pass of the fast path for Hopper, host side (the steps: backward.h). */
+/* The backward pass of the fast path for Hopper, host side (the steps: backward.h). Causal, the general kernels do it.
+ */
 #include "attention/ops/hadamard/cuda/backward.h"
 
 #include "attention/ops/hadamard/cuda/general_call.h"
@@ -31,7 +32,7 @@ static void take(backward_memory *memory, hla_arena *arena, const hla_hadamard_p
 static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int processors) {
     backward_memory memory;
     hla_arena general = {0};
-    take(&memory, arena, problem, processors);
+    if (!problem->causal) take(&memory, arena, problem, processors);
     hla_cuda_hadamard_general_measure_backward(&general, problem, processors);
     if (general.used > arena->used) (void)hla_arena_take(arena, (int64_t)(general.used - arena->used), 1);
     arena->overflow = arena->overflow || general.overflow;
@@ -149,12 +150,13 @@ static hla_status key_gradients(const backward_memory *memory, const hla_hadamar
     if (status != HLA_OK) return status;
     hla_hopper_side keys = hla_hopper_keys(call, &memory->forward.spans, call->gradients.dv, HLA_HOPPER_TILE);
     const hla_hopper_query_options options = {.scale = scale, .clear_after = call->in.key_lengths != NULL};
-    return hla_cuda_check(call->context, hla_hopper_query(&shape, &keys, state, &options, call->context->stream),
+    return hla_cuda_check(call->context, hla_hopper_query(&shape, &keys, NULL, state, &options, call->context->stream),
                           "cannot compute the values' gradients");
 }
 
 static hla_status run(const hla_hadamard_call *call) {
-    if (!hla_hopper_takes_call(call, true)) return hla_cuda_hadamard_general_run_backward(call);
+    if (call->problem->causal || !hla_hopper_takes_call(call, true))
+        return hla_cuda_hadamard_general_run_backward(call);
     backward_memory memory;
     hla_arena arena = {.base = call->workspace};
     take(&memory, &arena, call->problem, call->threads);
@@ -168,7 +170,7 @@ static hla_status run(const hla_hadamard_call *call) {
 
 static void keep(hla_arena *arena, const hla_hadamard_problem *problem) {
     hla_hopper_state kept;
-    hla_hopper_take_kept(&kept, arena, problem);
+    if (!problem->causal) hla_hopper_take_kept(&kept, arena, problem);
 }
 
 const hla_hadamard_backward_entry hla_hopper_backward = {.measure = measure, .run = run, .keep = keep};

@@ -2,13 +2,14 @@
 #include "attention/ops/hadamard/cuda/hopper_call.h"
 
 #include "attention/ops/hadamard/cuda/general_call.h"
+#include "attention/ops/hadamard/cuda/rounds_sm90.h"
 
 /* ---- what it takes ---- */
 
 bool hla_hopper_takes_problem(const hla_hadamard_problem *problem) {
     /* A state is float32 and, however its keys are split, the same up to that: not with products of features in 16
      * bits. */
-    if (problem->factors != 2 || problem->dtype == HLA_F32 || problem->causal || problem->stateful) return false;
+    if (problem->factors != 2 || problem->dtype == HLA_F32 || problem->stateful) return false;
     if (!hla_hopper_takes(problem->rank[0], problem->rank[1], problem->value_dim)) return false;
     /* kernels count units of work and rows of states by 32-bit numbers */
     int64_t sequences = hla_hadamard_sequence_count(problem);
@@ -84,11 +85,10 @@ hla_status hla_hopper_upload_spans(const hla_hopper_spans *spans, const hla_hada
     return status;
 }
 
-static hla_hopper_side side_of(const hla_hadamard_call *call, bool keys, const hla_hopper_span *spans,
-                               const hla_tensor *rows, int64_t unit) {
+hla_hopper_side hla_hopper_side_of(const hla_hadamard_call *call, bool keys, const hla_tensor *rows) {
     const hla_hadamard_problem *problem = call->problem;
     const hla_tensor *features = keys ? call->in.k_features : call->in.q_features;
-    hla_hopper_side side = {
+    return (hla_hopper_side){
         .f1 = hla_cuda_view_of(&features[0]),
         .f2 = hla_cuda_view_of(&features[1]),
         .rows = hla_cuda_view_of(rows),
@@ -96,9 +96,16 @@ static hla_hopper_side side_of(const hla_hadamard_call *call, bool keys, const h
         .tokens = keys ? problem->keys : problem->queries,
         .heads = keys ? problem->kv_heads : problem->heads,
         .group = keys ? 1 : problem->heads / problem->kv_heads,
-        .spans = whole_batches(problem, call->in.key_lengths) ? NULL : spans,
-        .sequences = hla_hadamard_sequence_count(problem),
     };
+}
+
+/* With all its sequences. */
+static hla_hopper_side side_of(const hla_hadamard_call *call, bool keys, const hla_hopper_span *spans,
+                               const hla_tensor *rows, int64_t unit) {
+    const hla_hadamard_problem *problem = call->problem;
+    hla_hopper_side side = hla_hopper_side_of(call, keys, rows);
+    side.spans = whole_batches(problem, call->in.key_lengths) ? NULL : spans;
+    side.sequences = hla_hadamard_sequence_count(problem);
     for (int64_t n = 0; n < side.sequences; n++)
         side.units += units_of(span_of(call, keys, n, 0).count, unit);
     side.units_each = units_of(side.tokens, unit);
@@ -151,8 +158,12 @@ void hla_hopper_take_forward(hla_hopper_forward *forward, hla_arena *arena, cons
 
 static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int processors) {
     hla_hopper_forward forward;
+    hla_hopper_rounds rounds;
     hla_arena general = {0};
-    hla_hopper_take_forward(&forward, arena, problem, processors);
+    if (problem->causal)
+        hla_hopper_take_rounds(&rounds, arena, problem, processors);
+    else
+        hla_hopper_take_forward(&forward, arena, problem, processors);
     hla_cuda_hadamard_general_measure(&general, problem, processors);
     if (general.used > arena->used) (void)hla_arena_take(arena, (int64_t)(general.used - arena->used), 1);
     arena->overflow = arena->overflow || general.overflow;
@@ -163,13 +174,21 @@ static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int p
 hla_status hla_hopper_build_keys(const hla_hadamard_call *call, const hla_hopper_forward *forward) {
     hla_hopper_shape shape = hla_hopper_shape_of(call->problem, call->threads);
     hla_hopper_side keys = hla_hopper_keys(call, &forward->spans, call->in.v, HLA_HOPPER_CHUNK);
-    hla_hopper_state state = forward->state;
-    state.initial = call->in.initial_state, state.final = call->final_state;
-    return hla_cuda_check(call->context, hla_hopper_build(&shape, &keys, &state, call->context->stream),
+    return hla_cuda_check(call->context, hla_hopper_build(&shape, &keys, &forward->state, call->context->stream),
                           "cannot build the state");
 }
 
+static hla_status run_causal(const hla_hadamard_call *call) {
+    if (!hla_hopper_takes_call(call, false) || !call->out || call->problem->keys == 0)
+        return hla_cuda_hadamard_general_run(call);
+    hla_hopper_rounds rounds;
+    hla_arena arena = {.base = call->workspace};
+    hla_hopper_take_rounds(&rounds, &arena, call->problem, call->threads);
+    return hla_hopper_run_rounds(call, &rounds);
+}
+
 static hla_status run(const hla_hadamard_call *call) {
+    if (call->problem->causal) return run_causal(call);
     if (!hla_hopper_takes_call(call, false)) {
         hla_status status = hla_cuda_hadamard_general_run(call);
         hla_hadamard_call state_alone = *call;
@@ -189,7 +208,7 @@ static hla_status run(const hla_hadamard_call *call) {
     const hla_hopper_query_options options = {
         .normalised = problem->normalised, .epsilon = problem->epsilon, .scale = problem->scale};
     return hla_cuda_check(call->context,
-                          hla_hopper_query(&shape, &queries, &forward.state, &options, call->context->stream),
+                          hla_hopper_query(&shape, &queries, NULL, &forward.state, &options, call->context->stream),
                           "cannot read the state");
 }
 
@@ -200,7 +219,7 @@ const hla_hadamard_entry hla_hadamard_state_sm90 = {
     .run = run,
     .backward = &hla_hopper_backward,
     .takes = hla_hopper_takes_problem,
-    .taken = "bidirectional problems without states, of two factors, in bfloat16 or float16, with ranks 16, 32, 64 or "
+    .taken = "problems without states, of two factors, in bfloat16 or float16, with ranks 16, 32, 64 or "
              "128 and value_dim 64 or 128",
     .rate = 30,
 };

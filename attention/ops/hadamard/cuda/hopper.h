@@ -28,7 +28,8 @@ enum {
 /* The tokens of a sequence on one side. */
 typedef struct hla_hopper_span {
     int64_t b, first, count; /* rows [b, first ... first + count) of the tensors */
-    int64_t units; /* chunks (state kernel) or tiles (query kernel) of all sequences before this one, one head */
+    int64_t units;     /* chunks (state kernel) or tiles (query kernel) of all sequences before this one, one head */
+    int64_t snapshots; /* causal: of all sequences before this one, one head */
 } hla_hopper_span;
 
 /* One side of the operator: its tokens, their features and their rows of V numbers. */
@@ -50,24 +51,38 @@ typedef struct hla_hopper_shape {
     int processors;
 } hla_hopper_shape;
 
+/* Causal: instead of each sequence's state its snapshots are kept, the sums before every `every`-th chunk. One call
+ * takes a round, stretches of sequences; the first of them may go on with a sequence that the round before began, the
+ * last be gone on with. Their sums so far are carried in float32. */
+typedef struct hla_hopper_snapshots {
+    int64_t every; /* chunks; 0: not causal */
+    int64_t count; /* of the round, all key heads; numbered by sequence, key head, place */
+    bool continues, goes_on;
+    float *carry, *z_carry; /* [key heads][R][V], columns permuted, and [key heads][R] */
+} hla_hopper_snapshots;
+
 /* What building a state needs and leaves, all in device memory. */
 typedef struct hla_hopper_state {
     int64_t states;       /* sequences x key heads */
-    void *s;              /* 16-bit [states][R][V], permuted columns */
-    void *z_split;        /* 16-bit [states][2][R]: z as a sum of two */
-    float *z;             /* [states][R] */
+    void *s;              /* 16-bit [states or snapshots][R][V], permuted columns */
+    void *z_split;        /* 16-bit [states or snapshots][2][R]: z as a sum of two */
+    float *z;             /* [states][R]; not causal */
     float *partial;       /* hla_hopper_state_partial() floats: states that are summed in parts */
     float *z_partial;     /* hla_hopper_z_partial() floats */
-    const float *initial; /* NULL, or float32 [states][R][V+1], added */
-    float *final;         /* NULL, or the same for the sum, without sigma; may be initial */
     const float *weight;  /* NULL, or one number a token and head, [B][heads][T]: features are scaled by it */
-    const float *z_given; /* NULL, or z [states][R] without sigma and initial: then it is not summed from features */
+    const float *z_given; /* NULL, or z [states][R] without sigma: then it is not summed from features */
+    hla_hopper_snapshots snapshots;
 } hla_hopper_state;
+
+/* States in memory: of sequences, or snapshots. */
+static inline int64_t hla_hopper_states_kept(const hla_hopper_state *state) {
+    return state->snapshots.every > 0 ? state->snapshots.count : state->states;
+}
 
 /* Whether there are kernels for these sizes. */
 bool hla_hopper_takes(int64_t rank1, int64_t rank2, int64_t value_dim);
 
-/* Floats of workspace for partial sums. units: as in hla_hopper_side. */
+/* Floats of workspace for partial sums. states: in memory. */
 int64_t hla_hopper_state_partial(const hla_hopper_shape *shape);
 int64_t hla_hopper_z_partial(const hla_hopper_shape *shape, int64_t states);
 
@@ -83,8 +98,10 @@ typedef struct hla_hopper_query_options {
     float epsilon, scale;
 } hla_hopper_query_options;
 
-int hla_hopper_query(const hla_hopper_shape *shape, const hla_hopper_side *side, const hla_hopper_state *state,
-                     const hla_hopper_query_options *options, void *stream);
+/* keys: causal, the keys that were built from, whose pairs with the queries behind each snapshot are added; else NULL.
+ */
+int hla_hopper_query(const hla_hopper_shape *shape, const hla_hopper_side *side, const hla_hopper_side *keys,
+                     const hla_hopper_state *state, const hla_hopper_query_options *options, void *stream);
 
 /* That tensor maps and 16-byte accesses can address a view of that shape: unit stride of x, everything else positive
  * and whole 16 bytes. */

@@ -21,6 +21,9 @@ void hla_hopper_take_spans(hla_hopper_spans *spans, hla_arena *arena, const hla_
 /* Queues the upload, where it is needed. */
 hla_status hla_hopper_upload_spans(const hla_hopper_spans *spans, const hla_hadamard_call *call);
 
+/* A side of a call, without its sequences: the features of its factors and rows of V numbers. */
+hla_hopper_side hla_hopper_side_of(const hla_hadamard_call *call, bool keys, const hla_tensor *rows);
+
 /* A side of a call: its tokens, with the features of its factors and rows of V numbers. unit: HLA_HOPPER_CHUNK or
  * HLA_HOPPER_TILE. */
 hla_hopper_side hla_hopper_keys(const hla_hadamard_call *call, const hla_hopper_spans *spans, const hla_tensor *rows,
@@ -41,7 +44,7 @@ void hla_hopper_take_state(hla_hopper_state *state, hla_arena *arena, const hla_
 void hla_hopper_take_forward(hla_hopper_forward *forward, hla_arena *arena, const hla_hadamard_problem *problem,
                              int processors);
 
-/* The state of the keys, with initial and final states as the call gives them. */
+/* The state of the keys. */
 hla_status hla_hopper_build_keys(const hla_hadamard_call *call, const hla_hopper_forward *forward);
 
 extern const hla_hadamard_entry hla_hadamard_state_sm90;

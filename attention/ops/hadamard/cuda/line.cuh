@@ -4,6 +4,8 @@
  * state owns one stretch of it. Groups of thread blocks take equal stretches; the blocks of a group take rows of the
  * state. Where a group's stretch meets a state's, that is a segment. A segment that is all of a state is written as it
  * is; others are partial sums, at most two a group, which `finish` adds in the order of the line.
+ *
+ * Causal, a segment consists of pieces, which begin where a snapshot is taken or the segment does.
  */
 #ifndef HLA_OPS_HADAMARD_CUDA_LINE_CUH
 #define HLA_OPS_HADAMARD_CUDA_LINE_CUH
@@ -15,7 +17,7 @@ namespace line {
 /* Sequence n of a side; n may be the number of sequences. */
 __device__ __forceinline__ hla_hopper_span span_of(const hla_hopper_side &side, int64_t n) {
     if (side.spans) return side.spans[n];
-    return {n, 0, side.tokens, n * side.units_each};
+    return {n, 0, side.tokens, n * side.units_each, 0};
 }
 
 /* The last sequence that begins at or before a position of the line. */
@@ -35,6 +37,7 @@ struct segment {
     int sequence, state;
     int begin, end;             /* on the line */
     int state_begin, state_end; /* the state's whole stretch */
+    int snapshot;               /* causal: the state's first */
 };
 
 /* How groups share the line: the first `rest` of them have a chunk more than `each`. */
@@ -59,17 +62,29 @@ __device__ __forceinline__ int group_at(const shares &s, int position) {
 /* The segment at position `begin` of a stretch that ends at `end`. */
 __device__ __forceinline__ segment segment_at(const hla_hopper_side &side, int begin, int end) {
     int heads = (int)side.heads, group = (int)side.group, sequence = sequence_at(side, begin);
-    int units = (int)span_of(side, sequence).units;
-    int stretch = ((int)span_of(side, sequence + 1).units - units) * group; /* of a state */
+    hla_hopper_span span = span_of(side, sequence), next = span_of(side, sequence + 1);
+    int units = (int)span.units, key_heads = heads / group;
+    int stretch = ((int)next.units - units) * group; /* of a state */
     int key_head = (begin - units * heads) / stretch;
     segment found;
     found.sequence = sequence;
-    found.state = sequence * (heads / group) + key_head;
+    found.state = sequence * key_heads + key_head;
+    found.snapshot = (int)span.snapshots * key_heads + key_head * (int)(next.snapshots - span.snapshots);
     found.begin = begin;
     found.state_begin = units * heads + key_head * stretch;
     found.state_end = found.state_begin + stretch;
     found.end = found.state_end < end ? found.state_end : end;
     return found;
+}
+
+/* Of the piece at a position of a segment: its end, and the snapshot whose sums it adds to. every: chunks between
+ * snapshots, or 0: the segment is one piece. */
+__device__ __forceinline__ int piece_end(const segment &s, int at, int every) {
+    if (every == 0) return s.end;
+    return min(s.end, at + every - (at - s.state_begin) % every);
+}
+__device__ __forceinline__ int piece_snapshot(const segment &s, int at, int every) {
+    return every == 0 ? s.state : s.snapshot + (at - s.state_begin) / every;
 }
 
 __device__ __forceinline__ bool is_whole(const segment &s) {

@@ -6,6 +6,7 @@
  * transposed on loading, times f1_a, two tokens a register, which lies in one lane and is passed around. x is the B
  * operand. z comes from the third warpgroup's own small products of f2 and f1, exact up to float32 sums.
  */
+#include "attention/ops/hadamard/cuda/copy_by_hand.cuh"
 #include "attention/ops/hadamard/cuda/line.cuh"
 #include "attention/ops/hadamard/cuda/ptx.cuh"
 #include "attention/ops/hadamard/cuda/state_sm90.cuh"
@@ -52,10 +53,6 @@ template <int R2, int TILES, int V> struct ring {
     }
 };
 
-__device__ __forceinline__ const char *row_address(const hla_cuda_view &view, int64_t b, int64_t t, int64_t h) {
-    return (const char *)view.data + 2 * (b * view.stride[0] + t * view.stride[1] + h * view.stride[2]);
-}
-
 /* Known to the compiler where three tiles leave no register to spare: they are for 64 x 64. */
 template <int TILES> __device__ __forceinline__ int f1_row(const arguments &in) {
     return TILES == 3 ? 128 : in.f1_row;
@@ -63,23 +60,17 @@ template <int TILES> __device__ __forceinline__ int f1_row(const arguments &in) 
 
 /* ---- the third warpgroup ---- */
 
-/* Where a chunk's tokens are. */
-struct place {
-    int b, first;    /* of the chunk's tokens */
-    int head, valid; /* tokens that count, at most CHUNK */
-};
-
 /* Walks over the chunks of a stretch of the line. */
 struct walker {
     int at, segment_end;
-    place chunk;
-    int begin, count; /* of the sequence */
+    tensor_rows chunk;
+    int begin, count, chunks; /* of the sequence; causal, queries without keys make it longer than its keys */
 
     __device__ __forceinline__ void enter(const hla_hopper_side &side, int end) {
         line::segment segment = line::segment_at(side, at, end);
         hla_hopper_span span = line::span_of(side, segment.sequence);
-        int chunks = (int)((span.count + CHUNK - 1) / CHUNK), within = at - segment.state_begin;
-        int states = (int)(side.heads / side.group);
+        int within = at - segment.state_begin, states = (int)(side.heads / side.group);
+        chunks = (segment.state_end - segment.state_begin) / (int)side.group;
         segment_end = segment.end, begin = (int)span.first, count = (int)span.count;
         chunk.b = (int)span.b;
         chunk.head = segment.state % states * (int)side.group + within / chunks;
@@ -93,28 +84,15 @@ struct walker {
             return;
         }
         chunk.first += CHUNK;
-        if (chunk.first >= begin + count) chunk.first = begin, chunk.head++;
+        if (chunk.first >= begin + chunks * CHUNK) chunk.first = begin, chunk.head++;
         chunk.valid = min(CHUNK, begin + count - chunk.first);
     }
 };
 
-/* row_bytes of each token, from `column` on, to a swizzled tile; tokens that do not count become zero. By one warp. */
-__device__ void copy_by_hand(uint32_t to, const hla_cuda_view &view, const place &at, int column, int row_bytes,
-                             int lane) {
-    int pieces = row_bytes / 16;
-    for (int i = lane; i < CHUNK * pieces; i += 32) {
-        int t = i / pieces, piece = i % pieces;
-        uint4 value = make_uint4(0, 0, 0, 0);
-        if (t < at.valid)
-            value = *(const uint4 *)(row_address(view, at.b, at.first + t, at.head) + 2 * (column + 8 * piece));
-        ptx::store_shared(to + ptx::swizzled(row_bytes, t, piece), value);
-    }
-}
-
 /* Brings one chunk to a stage, of f1 the columns from f1_column on. By one warp. */
 template <int R2, int TILES, int V>
 __device__ __forceinline__ void load_chunk(const arguments &in, uint32_t stage_at, uint32_t weights, uint32_t full,
-                                           const place &at, int f1_column, int lane) {
+                                           const tensor_rows &at, int f1_column, int lane) {
     using S = stage<R2, TILES, V>;
     const hla_hopper_side &side = in.side;
     /* the copy engine fills rows beyond the tensor's end with zeros, but not rows beyond a sequence's */
@@ -188,6 +166,7 @@ __device__ __forceinline__ void load_and_sum_z(const arguments &in, const ring<R
                                                int group, int member, int warp, int lane) {
     using S = stage<R2, TILES, V>;
     const bool with_z = in.state.z_given == nullptr;
+    const int every = (int)in.state.snapshots.every;
     const int half_members = TILES == 3 ? 11 : in.division.half_members; /* known where registers are scarce */
     const int slices = TILES == 3 ? 4 : in.division.slices, half = TILES == 3 ? 0 : member / half_members;
     const int slice = (member - half * half_members) % slices, helper = (member - half * half_members) / slices;
@@ -216,7 +195,7 @@ __device__ __forceinline__ void load_and_sum_z(const arguments &in, const ring<R
     int reading = 0;
     uint32_t parity = 0;
     for (int at = begin; at < end;) {
-        const int segment_begin = at, segment_end = line::segment_at(in.side, at, end).end;
+        const int piece_begin = at, piece_end = line::piece_end(line::segment_at(in.side, at, end), at, every);
         float z[(R2 + 63) / 64][8];
 #pragma unroll
         for (int i = 0; i < (R2 + 63) / 64; i++)
@@ -224,7 +203,7 @@ __device__ __forceinline__ void load_and_sum_z(const arguments &in, const ring<R
             for (int k = 0; k < 8; k++)
                 z[i][k] = 0;
 #pragma unroll 1
-        for (; at < segment_end; at++) {
+        for (; at < piece_end; at++) {
             if (warp == 0) load_next();
             ptx::barrier_wait(ring.full + 8 * reading, parity);
             if (at % helpers == helper) add_z<R2, TILES, V, HALF>(in, z, ring.stages + reading * S::BYTES, slice);
@@ -234,50 +213,152 @@ __device__ __forceinline__ void load_and_sum_z(const arguments &in, const ring<R
 #pragma unroll
         for (int i = 0; i < (R2 + 63) / 64; i++)
             wgmma::settle(z[i]);
-        int state = line::segment_at(in.side, segment_begin, end).state;
+        int state = line::piece_snapshot(line::segment_at(in.side, piece_begin, end), piece_begin, every);
         store_z<R2>(in, z, group + state, half * slices + slice, helper, most, warp, lane);
     }
 }
 
 /* ---- the two warpgroups that compute ---- */
 
-/* A segment's sums of one tile, to the state itself or to the group's partial sums; row: of the tile's first. */
+/* Columns of sums in memory, 32j + 8 (lane % 4) on, are columns 32j + 8q + 2 (lane % 4) + e: their numbers i = 2q + e,
+ * in row lane / 4 + 8r. */
+template <int V> __device__ __forceinline__ int sum_at(int j, int r, int i) {
+    return 16 * j + 4 * (i / 2) + 2 * r + i % 2;
+}
+template <int V> __device__ __forceinline__ int column_at(int j, int r, int lane) {
+    return (lane / 4 + 8 * r) * V + 32 * j + 8 * (lane % 4);
+}
+
+/* A tile's sums, rounded, to a state; `to`: of the warp's first row. */
 template <int V, bool HALF>
-__device__ __forceinline__ void store_tile(const arguments &in, const float (&sums)[V / 2],
-                                           const line::segment &segment, int slot, int64_t rank, int row, int lane) {
-    bool whole = line::is_whole(segment);
-    const float sigma = in.sigma;
+__device__ __forceinline__ void store_rounded(uint16_t *to, const float (&sums)[V / 2], float sigma, int lane) {
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        int64_t f = row + lane / 4 + 8 * r;
-        int64_t in_states = (int64_t)segment.state * rank + f;
-        const float *initial = whole && in.state.initial ? in.state.initial + in_states * (V + 1) : nullptr;
-        float *final = whole && in.state.final ? in.state.final + in_states * (V + 1) : nullptr;
+    for (int r = 0; r < 2; r++)
 #pragma unroll
         for (int j = 0; j < V / 32; j++) {
-            float value[8]; /* of columns 32j + 8q + 2 (lane % 4) + e, permuted to 32j + 8 (lane % 4) + 2q + e */
+            uint32_t pair[4];
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                value[i] = sums[16 * j + 4 * (i / 2) + 2 * r + i % 2];
-                int column = 32 * j + 8 * (i / 2) + 2 * (lane % 4) + i % 2;
-                if (initial) value[i] += initial[column];
-                if (final) final[column] = value[i];
-            }
-            int64_t column = 32 * j + 8 * (lane % 4);
-            if (whole) {
-                uint4 packed;
-                packed.x = ptx::pack<HALF>(sigma * value[0], sigma * value[1]);
-                packed.y = ptx::pack<HALF>(sigma * value[2], sigma * value[3]);
-                packed.z = ptx::pack<HALF>(sigma * value[4], sigma * value[5]);
-                packed.w = ptx::pack<HALF>(sigma * value[6], sigma * value[7]);
-                *(uint4 *)((uint16_t *)in.state.s + in_states * V + column) = packed;
-            } else {
-                float *to = in.state.partial + ((int64_t)slot * rank + f) * V + column;
-                *(float4 *)to = make_float4(value[0], value[1], value[2], value[3]);
-                *(float4 *)(to + 4) = make_float4(value[4], value[5], value[6], value[7]);
-            }
+            for (int q = 0; q < 4; q++)
+                pair[q] =
+                    ptx::pack<HALF>(sigma * sums[sum_at<V>(j, r, 2 * q)], sigma * sums[sum_at<V>(j, r, 2 * q + 1)]);
+            *(uint4 *)(to + column_at<V>(j, r, lane)) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
         }
+}
+
+/* The same as they are, and back. */
+template <int V> __device__ __forceinline__ void store_exact(float *to, const float (&sums)[V / 2], int lane) {
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+#pragma unroll
+        for (int j = 0; j < V / 32; j++)
+#pragma unroll
+            for (int i = 0; i < 8; i += 4)
+                *(float4 *)(to + column_at<V>(j, r, lane) + i) =
+                    make_float4(sums[sum_at<V>(j, r, i)], sums[sum_at<V>(j, r, i + 1)], sums[sum_at<V>(j, r, i + 2)],
+                                sums[sum_at<V>(j, r, i + 3)]);
+}
+/* Pairs, as registers hold them: four at once would need registers of their own. */
+template <int V>
+__device__ __forceinline__ void load_exact(float (&sums)[V / 2], const float *from, bool wanted, int lane) {
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+#pragma unroll
+        for (int j = 0; j < V / 32; j++)
+#pragma unroll
+            for (int i = 0; i < 8; i += 2) {
+                const float2 *pair = (const float2 *)(from + column_at<V>(j, r, lane) + i);
+                const float2 value = wanted ? *pair : make_float2(0, 0);
+                sums[sum_at<V>(j, r, i)] = value.x, sums[sum_at<V>(j, r, i + 1)] = value.y;
+            }
+}
+
+__device__ __forceinline__ bool continues(const arguments &in, const line::segment &segment) {
+    return in.state.snapshots.continues && segment.sequence == 0;
+}
+
+/* What a block has to do. Asked for anew where it is needed between the loops over tokens, so that these keep their
+ * registers. */
+struct duty {
+    int begin, end;    /* on the line */
+    int group, member; /* of blocks */
+};
+
+template <int TILES> __device__ __forceinline__ duty duty_of(const arguments &in) {
+    int block;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+    const int members = TILES == 3 ? 11 : in.division.members;
+    duty found;
+    found.group = block / members, found.member = block % members;
+    found.begin = line::group_begin(in.shares, found.group), found.end = line::group_begin(in.shares, found.group + 1);
+    return found;
+}
+
+/* The tile's first row of the warp, and the lane: asked for anew likewise. */
+struct seat {
+    int row, lane;
+};
+
+template <int TILES> __device__ __forceinline__ seat seat_of(int member, int tile) {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return {((member * 2 + thread / 128) * TILES + tile) * 64 + thread / 32 % 4 * 16, thread % 32};
+}
+
+/* Begins a segment's sums with nothing, or with what the round before carried. */
+template <int R2, int TILES, int V>
+__device__ __forceinline__ void begin_segment(const arguments &in, float (&sums)[TILES][V / 2], int at) {
+    const duty own = duty_of<TILES>(in);
+    const line::segment segment = line::segment_at(in.side, at, own.end);
+    const int rank = in.rank1 * R2;
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+        const seat seat = seat_of<TILES>(own.member, t);
+        const bool wanted = continues(in, segment) && at == segment.state_begin && seat.row < rank;
+        load_exact<V>(sums[t], in.state.snapshots.carry + ((int64_t)segment.state * rank + seat.row) * V, wanted,
+                      seat.lane);
     }
+}
+
+/* Takes a snapshot where one is due and not all zero, which nobody reads. Returns the piece's end. */
+template <int R2, int TILES, int V, bool HALF>
+__device__ __forceinline__ int begin_piece(const arguments &in, const float (&sums)[TILES][V / 2], int at) {
+    const duty own = duty_of<TILES>(in);
+    const line::segment segment = line::segment_at(in.side, at, own.end);
+    const int every = (int)in.state.snapshots.every, rank = in.rank1 * R2;
+    const bool due =
+        every > 0 && (at - segment.state_begin) % every == 0 && (at > segment.state_begin || continues(in, segment));
+    uint16_t *to = (uint16_t *)in.state.s + (int64_t)line::piece_snapshot(segment, at, every) * rank * V;
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+        const seat seat = seat_of<TILES>(own.member, t);
+        if (due && seat.row < rank) store_rounded<V, HALF>(to + seat.row * V, sums[t], in.sigma, seat.lane);
+    }
+    return line::piece_end(segment, at, every);
+}
+
+/* Leaves what has been summed where a segment ends: the state, what the next round goes on with, or a part. */
+template <int R2, int TILES, int V, bool HALF>
+__device__ __forceinline__ void end_segment(const arguments &in, const float (&sums)[TILES][V / 2], int at) {
+    const duty own = duty_of<TILES>(in);
+    const hla_hopper_snapshots &snapshots = in.state.snapshots;
+    line::segment segment = line::segment_at(in.side, at - 1, at);
+    segment.begin = max(segment.state_begin, own.begin);
+    const int64_t rank = in.rank1 * R2;
+    const int slot = line::partial_slot(own.group, own.begin, segment.state_begin);
+    const int key_head = segment.state - segment.sequence * (int)(in.side.heads / in.side.group);
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+        const seat seat = seat_of<TILES>(own.member, t);
+        if (seat.row >= rank) continue;
+        if (!line::is_whole(segment))
+            store_exact<V>(in.state.partial + (slot * rank + seat.row) * V, sums[t], seat.lane);
+        else if (snapshots.every == 0)
+            store_rounded<V, HALF>((uint16_t *)in.state.s + (segment.state * rank + seat.row) * V, sums[t], in.sigma,
+                                   seat.lane);
+        else if (snapshots.goes_on && segment.sequence == in.side.sequences - 1)
+            store_exact<V>(snapshots.carry + (key_head * rank + seat.row) * V, sums[t], seat.lane);
+    }
+    __syncwarp();
 }
 
 template <bool HALF> __device__ __forceinline__ uint32_t weigh(uint32_t pair, float2 weight) {
@@ -315,76 +396,68 @@ __device__ __forceinline__ void sum_tiles(const arguments &in, const ring<R2, TI
     int reading = 0;
     uint32_t parity = 0;
     for (int at = begin; at < end;) {
-        const int segment_end = line::segment_at(in.side, at, end).end;
-#pragma unroll
-        for (int t = 0; t < TILES; t++)
-#pragma unroll
-            for (int i = 0; i < V / 2; i++)
-                sums[t][i] = 0;
+        begin_segment<R2, TILES, V>(in, sums, at);
+        do {
+            const int piece_end = begin_piece<R2, TILES, V, HALF>(in, sums, at);
 #pragma unroll 1
-        for (; at < segment_end; at++) {
-            const uint32_t stage_at = ring.stages + reading * S::BYTES;
-            ptx::barrier_wait(ring.full + 8 * reading, parity);
-            const uint64_t x = wgmma::describe(stage_at, 8192, 1024, wgmma::SWIZZLE_128);
-            uint32_t f2[BUFFERS][HALVES][4], f1[BUFFERS][2];
-            auto load = [&](int step) {
+            for (; at < piece_end; at++) {
+                const uint32_t stage_at = ring.stages + reading * S::BYTES;
+                ptx::barrier_wait(ring.full + 8 * reading, parity);
+                const uint64_t x = wgmma::describe(stage_at, 8192, 1024, wgmma::SWIZZLE_128);
+                uint32_t f2[BUFFERS][HALVES][4], f1[BUFFERS][2];
+                auto load = [&](int step) {
 #pragma unroll
-                for (int half = 0; half < HALVES; half++)
-                    ptx::load_matrices(f2[step % BUFFERS][half], stage_at + f2_at + half * 8192 + step * 16 * S::ROW);
-                uint32_t(&pairs)[2] = f1[step % BUFFERS];
-                if constexpr (STRADDLES) {
-                    uint32_t both[4];
-                    ptx::load_matrices(both, stage_at + f1_at + step * f1_step);
-                    pairs[0] = in_first_piece ? both[0] : both[2], pairs[1] = in_first_piece ? both[1] : both[3];
-                } else {
-                    ptx::load_matrices(pairs, stage_at + f1_at + step * f1_step);
-                }
-                if constexpr (WEIGHTED) {
-                    uint32_t weights = ring.weights + reading * S::WEIGHTS + (uint32_t)(16 * step + 2 * (lane & 3)) * 4;
-                    pairs[0] = weigh<HALF>(pairs[0], ptx::load_shared_pair(weights));
-                    pairs[1] = weigh<HALF>(pairs[1], ptx::load_shared_pair(weights + 32));
-                }
-            };
-            if constexpr (BUFFERS == 2) load(0);
+                    for (int half = 0; half < HALVES; half++)
+                        ptx::load_matrices(f2[step % BUFFERS][half],
+                                           stage_at + f2_at + half * 8192 + step * 16 * S::ROW);
+                    uint32_t(&pairs)[2] = f1[step % BUFFERS];
+                    if constexpr (STRADDLES) {
+                        uint32_t both[4];
+                        ptx::load_matrices(both, stage_at + f1_at + step * f1_step);
+                        pairs[0] = in_first_piece ? both[0] : both[2], pairs[1] = in_first_piece ? both[1] : both[3];
+                    } else {
+                        ptx::load_matrices(pairs, stage_at + f1_at + step * f1_step);
+                    }
+                    if constexpr (WEIGHTED) {
+                        uint32_t weights =
+                            ring.weights + reading * S::WEIGHTS + (uint32_t)(16 * step + 2 * (lane & 3)) * 4;
+                        pairs[0] = weigh<HALF>(pairs[0], ptx::load_shared_pair(weights));
+                        pairs[1] = weigh<HALF>(pairs[1], ptx::load_shared_pair(weights + 32));
+                    }
+                };
+                if constexpr (BUFFERS == 2) load(0);
 #pragma unroll
-            for (int step = 0; step < STEPS; step++) {
-                if constexpr (BUFFERS == 1)
-                    load(step);
-                else if (step + 1 < STEPS)
-                    load(step + 1);
-                const int buffer = step % BUFFERS;
+                for (int step = 0; step < STEPS; step++) {
+                    if constexpr (BUFFERS == 1)
+                        load(step);
+                    else if (step + 1 < STEPS)
+                        load(step + 1);
+                    const int buffer = step % BUFFERS;
 #pragma unroll
-                for (int t = 0; t < TILES; t++) {
-                    uint32_t low = __shfl_sync(0xffffffffu, f1[buffer][0], source + t * SOURCE_STEP);
-                    uint32_t high = __shfl_sync(0xffffffffu, f1[buffer][1], source + t * SOURCE_STEP);
-                    wgmma::wait<PENDING>();
-                    if (WEIGHTED && step * TILES + t == PENDING) __syncwarp();  /* all lanes have their weights */
-                    if (step * TILES + t == PENDING && at > begin && lane == 0) /* the stage before is read */
-                        ptx::barrier_arrive(ring.empty + 8 * (reading > 0 ? reading - 1 : S::COUNT - 1));
-                    const uint32_t(&b)[4] = f2[buffer][t % HALVES];
-                    uint32_t product[4];
-                    product[0] = ptx::multiply<HALF>(b[0], low), product[1] = ptx::multiply<HALF>(b[1], low);
-                    product[2] = ptx::multiply<HALF>(b[2], high), product[3] = ptx::multiply<HALF>(b[3], high);
-                    wgmma::fence();
-                    wgmma::multiply<HALF, wgmma::MAJOR_N>(sums[t], product, x + (uint64_t)(step * 128), 1);
-                    wgmma::commit();
+                    for (int t = 0; t < TILES; t++) {
+                        uint32_t low = __shfl_sync(0xffffffffu, f1[buffer][0], source + t * SOURCE_STEP);
+                        uint32_t high = __shfl_sync(0xffffffffu, f1[buffer][1], source + t * SOURCE_STEP);
+                        wgmma::wait<PENDING>();
+                        if (WEIGHTED && step * TILES + t == PENDING) __syncwarp();  /* all lanes have their weights */
+                        if (step * TILES + t == PENDING && at > begin && lane == 0) /* the stage before is read */
+                            ptx::barrier_arrive(ring.empty + 8 * (reading > 0 ? reading - 1 : S::COUNT - 1));
+                        const uint32_t(&b)[4] = f2[buffer][t % HALVES];
+                        uint32_t product[4];
+                        product[0] = ptx::multiply<HALF>(b[0], low), product[1] = ptx::multiply<HALF>(b[1], low);
+                        product[2] = ptx::multiply<HALF>(b[2], high), product[3] = ptx::multiply<HALF>(b[3], high);
+                        wgmma::fence();
+                        wgmma::multiply<HALF, wgmma::MAJOR_N>(sums[t], product, x + (uint64_t)(step * 128), 1);
+                        wgmma::commit();
+                    }
                 }
+                if (++reading == S::COUNT) reading = 0, parity ^= 1;
             }
-            if (++reading == S::COUNT) reading = 0, parity ^= 1;
-        }
-        wgmma::wait<0>();
+            wgmma::wait<0>();
 #pragma unroll
-        for (int t = 0; t < TILES; t++)
-            wgmma::settle(sums[t]);
-        line::segment segment = line::segment_at(in.side, at - 1, at);
-        segment.begin = max(segment.state_begin, begin);
-        int slot = line::partial_slot(group, begin, segment.state_begin);
-#pragma unroll
-        for (int t = 0; t < TILES; t++) {
-            int row = (first_tile + t) * 64 + 16 * warp;
-            if (row < rank) store_tile<V, HALF>(in, sums[t], segment, slot, rank, row, lane);
-        }
-        __syncwarp();
+            for (int t = 0; t < TILES; t++)
+                wgmma::settle(sums[t]);
+        } while (at < line::segment_at(in.side, at - 1, duty_of<TILES>(in).end).end);
+        end_segment<R2, TILES, V, HALF>(in, sums, at);
     }
 }
 

@@ -100,6 +100,20 @@ template <bool HALF> __device__ __forceinline__ void multiply_tokens(float (&d)[
                      : "l"(a), "l"(b));
 }
 
+/* D[64 x 32] (+)= A B, both in shared memory with the summed axis contiguous. */
+template <bool HALF> __device__ __forceinline__ void multiply_rows(float (&d)[16], uint64_t a, uint64_t b, int add) {
+    if constexpr (HALF)
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {" HLA_N16 "}, %16, %17, p, 1, 1, 0, 0;\n}\n"
+                     : HLA_D16(0)
+                     : "l"(a), "l"(b), "r"(add));
+    else
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" HLA_N16 "}, %16, %17, p, 1, 1, 0, 0;\n}\n"
+                     : HLA_D16(0)
+                     : "l"(a), "l"(b), "r"(add));
+}
+
 #undef HLA_DEFINE_FROM_REGISTERS
 #undef HLA_D4
 #undef HLA_D8
