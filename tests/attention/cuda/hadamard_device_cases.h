@@ -34,6 +34,14 @@ static const hadamard_case device_cases[] = {
     {1, 4, 300, 300, 128, 2, {32, 64}, LAYOUT_BTHD, CAUSAL | GROUPED},
     {2, 1, 300, 290, 128, 2, {32, 32}, LAYOUT_BHTD, CAUSAL | LENGTHS},
     {1, 2, 1000, 900, 64, 2, {32, 32}, LAYOUT_BTHD, CAUSAL | PACKED},
+    {1, 1, 1700, 1700, 128, 2, {32, 32}, LAYOUT_BHTD, CAUSAL}, /* four chunks of the fast path */
+    {1, 2, 1400, 1400, 64, 2, {16, 64}, LAYOUT_BTHD, CAUSAL},
+    {1, 1, 800, 800, 128, 2, {128, 16}, LAYOUT_BTHD, CAUSAL},
+    {1, 1, 600, 600, 64, 2, {128, 128}, LAYOUT_BHTD, CAUSAL},
+    {1, 2, 1300, 500, 128, 2, {16, 32}, LAYOUT_BTHD, CAUSAL}, /* queries behind the last key, and behind its chunk */
+    {1, 2, 300, 1300, 64, 2, {32, 16}, LAYOUT_BHTD, CAUSAL},
+    {3, 2, 700, 690, 128, 2, {16, 16}, LAYOUT_BTHD, CAUSAL | LENGTHS | GROUPED},
+    {1, 4, 1500, 1500, 128, 2, {16, 16}, LAYOUT_BTHD, CAUSAL | PACKED | GROUPED},
     {1, 1, 300, 300, 64, 3, {8, 8, 8}, LAYOUT_BTHD, CAUSAL},
     {1, 2, 70, 140, 128, 2, {32, 32}, LAYOUT_BTHD, STATEFUL},
     {1, 2, 300, 300, 64, 2, {32, 32}, LAYOUT_BHTD, STATEFUL | CAUSAL | GROUPED},

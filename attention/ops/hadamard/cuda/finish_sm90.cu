@@ -111,7 +111,7 @@ __device__ void add_to_snapshots(const arguments &in, const stretch &parts, int6
 
 /* z of row f, summed by 16 neighbouring threads of a warp. */
 __device__ float sum_z(const arguments &in, const stretch &parts, int state, int64_t rank, int64_t f) {
-    const int slice = (int)(f / in.rank2) / 16, lane = threadIdx.x % 16;
+    const int slice = (int)f / in.rank2 / 16, lane = threadIdx.x % 16;
     const int helpers = hla_hopper_helpers(in.division, slice), most = hla_hopper_helpers(in.division, 0);
     float z = 0;
 #pragma unroll 4
@@ -133,7 +133,7 @@ template <bool HALF> __device__ void store_split(const arguments &in, int64_t st
 
 /* What a group's members summed of z in one piece; at: of the piece, among all. */
 __device__ float sum_helpers(const arguments &in, int64_t at, int64_t rank, int64_t f) {
-    const int slice = (int)(f / in.rank2) / 16, helpers = hla_hopper_helpers(in.division, slice);
+    const int slice = (int)f / in.rank2 / 16, helpers = hla_hopper_helpers(in.division, slice);
     const float *from = in.state.z_partial + at * hla_hopper_helpers(in.division, 0) * rank + f;
     float z = 0;
     for (int i = 0; i < helpers; i++)
@@ -167,24 +167,24 @@ __device__ void store_z_snapshots(const arguments &in, const stretch &parts, int
 
 template <bool HALF> __global__ __launch_bounds__(THREADS) void finish(const __grid_constant__ arguments in) {
     ptx::wait_for_previous_kernel();
-    const int64_t rank = (int64_t)in.rank1 * in.rank2, blocks = rank / ROWS;
-    const int state = (int)(blockIdx.x / blocks);
-    const int64_t first = blockIdx.x % blocks * ROWS;
+    const int rank = in.rank1 * in.rank2, blocks = rank / ROWS;
+    const int state = (int)blockIdx.x / blocks, first = (int)blockIdx.x % blocks * ROWS;
     const stretch parts = stretch_of(in, state);
-    const int64_t z_row = first + threadIdx.x / 16;
+    const int z_row = first + (int)threadIdx.x / 16;
     const bool causal = in.state.snapshots.every > 0;
     if (causal) {
         store_z_snapshots<HALF>(in, parts, rank, z_row);
     } else {
-        float z = in.state.z_given ? in.state.z_given[state * rank + z_row] : sum_z(in, parts, state, rank, z_row);
+        float z =
+            in.state.z_given ? in.state.z_given[(int64_t)state * rank + z_row] : sum_z(in, parts, state, rank, z_row);
         if (threadIdx.x % 16 == 0) {
-            in.state.z[state * rank + z_row] = in.sigma * z;
+            in.state.z[(int64_t)state * rank + z_row] = in.sigma * z;
             store_split<HALF>(in, state, rank, z_row, in.sigma * z);
         }
     }
     if (parts.first == parts.last) return; /* written whole */
     const int pieces = in.width / 8;
-    for (int i = threadIdx.x; i < ROWS * pieces; i += THREADS) {
+    for (int i = (int)threadIdx.x; i < ROWS * pieces; i += THREADS) {
         if (causal)
             add_to_snapshots<HALF>(in, parts, rank, first + i / pieces, i % pieces * 8);
         else

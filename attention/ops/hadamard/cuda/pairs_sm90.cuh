@@ -79,8 +79,7 @@ template <int V> __device__ __forceinline__ void scale_rows(const sums<V> &to, f
     }
 }
 
-/* n += A v, and d += A's rows. Other products run meanwhile in the other warpgroup: to leave these in flight would need
- * registers that are not there. */
+/* Queues n += A v, and adds A's rows to d. */
 template <int V, bool HALF>
 __device__ __forceinline__ void add_values(const sums<V> &to, const float (&a)[COLUMNS / 2], uint32_t v) {
     uint32_t fragments[COLUMNS / 16][4];
@@ -97,8 +96,6 @@ __device__ __forceinline__ void add_values(const sums<V> &to, const float (&a)[C
     for (int step = 0; step < COLUMNS / 16; step++)
         wgmma::multiply<HALF, wgmma::MAJOR_N>(to.n, fragments[step], values + (uint64_t)(step * 128), 1);
     wgmma::commit();
-    wgmma::wait<0>();
-    wgmma::settle(to.n);
 }
 
 /* Brings columns of n into the order of S's, which is also that in which results are written: number p of lane q goes

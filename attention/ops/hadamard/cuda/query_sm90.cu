@@ -80,19 +80,11 @@ struct place {
     int behind;          /* and of the tile's first token from the first of these */
 };
 
-/* The tiles of a sequence by how far they lie behind their snapshot, farthest first, which is most work first. */
-__device__ __forceinline__ int descending_tile(const arguments &in, int i, int tiles) {
-    const int each = (int)in.snapshots.every * HLA_HOPPER_CHUNK / TILE; /* tiles of a chunk */
-    const int chunks = (tiles + each - 1) / each, last = tiles - (chunks - 1) * each;
-    const int fewer = (each - last) * (chunks - 1); /* tiles that have none like them in the last chunk */
-    if (i < fewer) return i % (chunks - 1) * each + each - 1 - i / (chunks - 1);
-    return (i - fewer) % chunks * each + last - 1 - (i - fewer) / chunks;
-}
-
-/* The block's tile of a turn. Causal, turns run to and fro, so that each block gets as much work. */
-template <bool CAUSAL> __device__ __forceinline__ int tile_of(int turn) {
-    const int blocks = (int)gridDim.x, block = (int)blockIdx.x;
-    return turn * blocks + (CAUSAL && turn % 2 ? blocks - 1 - block : block);
+/* Place i of a head's tiles, of which the first is tile `before` of all. In odd turns of the blocks each chunk's tiles
+ * come in reverse, so that a block's are not all the last of their chunk, which have the most pairs. */
+__device__ __forceinline__ int evened_out(const arguments &in, int i, int tiles, int before) {
+    const int each = (int)in.snapshots.every * HLA_HOPPER_CHUNK / TILE, chunk = i / each * each;
+    return before / (int)gridDim.x % 2 ? chunk + min(chunk + each, tiles) - 1 - i : i;
 }
 
 /* By the third warpgroup only, which has time for divisions. */
@@ -103,9 +95,9 @@ template <bool CAUSAL> __device__ __forceinline__ place place_of(const arguments
     const int within = tile - units * heads;
     place at;
     at.b = (int)span.b;
-    at.head = CAUSAL ? within % heads : within / tiles;
-    const int key_head = at.head / (int)in.side.group;
-    const int begin = TILE * (CAUSAL ? descending_tile(in, within / heads, tiles) : within % tiles);
+    at.head = within / tiles;
+    const int key_head = at.head / (int)in.side.group, i = within % tiles;
+    const int begin = TILE * (CAUSAL ? evened_out(in, i, tiles, tile - i) : i);
     at.first = (int)span.first + begin;
     at.count = (int)span.count - begin;
     at.state = sequence * in.key_heads + key_head;
@@ -233,9 +225,7 @@ __device__ __forceinline__ void load_tiles(const arguments &in, const ring<R2, V
     filler<R2, V, CAUSAL> to = {ring, in.stages, 0, 1};
     int buffer = 0;
     uint32_t features_parity = 1;
-    for (int turn = 0; turn * (int)gridDim.x < in.tiles; turn++) {
-        const int tile = tile_of<CAUSAL>(turn);
-        if (tile >= in.tiles) continue;
+    for (int tile = (int)blockIdx.x; tile < in.tiles; tile += (int)gridDim.x) {
         const place at = place_of<CAUSAL>(in, tile);
         ptx::barrier_wait(ring.features_empty + 8 * buffer, features_parity);
         if (lane == 0) load_features<R2, V, CAUSAL>(in, ring, at, buffer);
@@ -263,20 +253,29 @@ __device__ __forceinline__ void add_pairs(const arguments &in, const ring<R2, V,
     for (int t = 0; t < TILES; t++)
         scale[t][0] = scale[t][1] = HALF ? 16384.0f : 1.0f;
     const int first_row = own_row / 64 * 64; /* of the warpgroup's first 64 tokens */
-#pragma unroll 1
-    for (int key = 0; key < keys; key += pairs::KEYS) {
-        int stages[3]; /* of f1, f2, v */
+    const int seen_by_any = min(keys, behind + first_row + 64 * TILES);
+    int stages[3]; /* of f1, f2, v */
+    auto take_stages = [&]() {
 #pragma unroll
         for (int i = 0; i < 3; i++) {
             ptx::barrier_wait(ring.full + 8 * reading, parity);
             stages[i] = reading;
             if (++reading == in.stages) reading = 0, parity ^= 1;
         }
+    };
+    auto leave_stages = [&]() {
+#pragma unroll
+        for (int i = 0; i < 3; i++)
+            if (lane == 0) ptx::barrier_arrive(ring.empty + 8 * stages[i]);
+    };
+    int key = 0;
+#pragma unroll 1
+    for (; key < seen_by_any; key += pairs::KEYS) {
+        take_stages();
 #pragma unroll
         for (int part = 0; part < TILES * (pairs::KEYS / pairs::COLUMNS); part++) {
             const int t = part % TILES, column = part / TILES * pairs::COLUMNS; /* the first of these keys */
             const int row = first_row + 64 * t;
-            if (key + column > behind + row + 63) continue; /* all of them come after these tokens */
             const pairs::rows q1 = {f2_rows + G::F2 + row * in.f1_row, TILE * 128, in.f1_row};
             const pairs::rows q2 = {f2_rows + row * G::ROW, TILE * 128, G::ROW};
             const pairs::rows k1 = {ring.stages + stages[0] * G::BYTES + column * in.f1_row, 8192, in.f1_row};
@@ -294,12 +293,18 @@ __device__ __forceinline__ void add_pairs(const arguments &in, const ring<R2, V,
                 seen[r] = min(behind + own_row + 64 * t + lane / 4 + 8 * r + 1, keys) - key - column - 2 * (lane & 3);
             pairs::multiply_elements(a, b, seen);
             const pairs::sums<V> to = {sums[t], weights[t], scale[t]};
-            if constexpr (HALF) pairs::scale_rows(to, a);
+            if constexpr (HALF) wgmma::settle(sums[t]), pairs::scale_rows(to, a);
             pairs::add_values<V, HALF>(to, a, ring.stages + stages[2] * G::BYTES + column * 128);
         }
+        wgmma::wait<0>();
 #pragma unroll
-        for (int i = 0; i < 3; i++)
-            if (lane == 0) ptx::barrier_arrive(ring.empty + 8 * stages[i]);
+        for (int t = 0; t < TILES; t++)
+            wgmma::settle(sums[t]);
+        leave_stages();
+    }
+    for (; key < keys; key += pairs::KEYS) { /* they come after the warpgroup's tokens */
+        take_stages();
+        leave_stages();
     }
 #pragma unroll
     for (int t = 0; t < TILES; t++) {
@@ -329,8 +334,7 @@ __device__ __forceinline__ void read_states(const arguments &in, const ring<R2, 
         return f1 + (uint32_t)((a >> 6) * (TILE * 128) + (64 * t + 8 * r) * in.f1_row) +
                ptx::swizzled(in.f1_row, f1_row, (a & 63) >> 3);
     };
-    for (int turn = 0; turn * (int)gridDim.x < in.tiles; turn++) {
-        if (tile_of<CAUSAL>(turn) >= in.tiles) continue;
+    for (int tile = (int)blockIdx.x; tile < in.tiles; tile += (int)gridDim.x) {
         ptx::barrier_wait(ring.features_full + 8 * buffer, features_parity);
         const uint4 place = ptx::load_shared(ring.places + buffer * PLACE); /* b, first, count, head */
         const int count = (int)place.z;

@@ -77,14 +77,14 @@ typedef struct stretch {
 /* The next stretch of the round; false if the round is full or nothing is left. */
 static bool next_stretch(cutter *at, stretch *found) {
     const hla_hadamard_call *call = at->call;
-    hla_sequence sequence = {0};
-    for (; at->sequence < hla_hadamard_sequence_count(call->problem); at->sequence++, at->place = 0) {
-        sequence = hla_hadamard_sequence(call, at->sequence);
-        if (at->place < sequence.queries) break;
-    }
+    const int64_t sequences = hla_hadamard_sequence_count(call->problem);
+    while (at->sequence < sequences && at->place == hla_hadamard_sequence(call, at->sequence).queries)
+        at->sequence++, at->place = 0;
+    if (at->sequence == sequences) return false;
+    const hla_sequence sequence = hla_hadamard_sequence(call, at->sequence);
     int64_t places = hla_smaller(at->tiles * HLA_HOPPER_TILE, at->snapshots * at->rounds->chunk);
     places = hla_smaller(places, sequence.queries - at->place);
-    if (places <= 0) return false;
+    if (places == 0) return false;
     int64_t keys = hla_smaller(sequence.keys - at->place, places);
     *found = (stretch){.tokens = {sequence.b, sequence.query_first + at->place, places, sequence.key_first + at->place,
                                   hla_larger(keys, 0)},

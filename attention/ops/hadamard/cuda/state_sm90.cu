@@ -368,7 +368,7 @@ template <bool HALF> __device__ __forceinline__ uint32_t weigh(uint32_t pair, fl
 
 template <int R2, int TILES, int V, bool HALF, bool WEIGHTED>
 __device__ __forceinline__ void sum_tiles(const arguments &in, const ring<R2, TILES, V> &ring, int begin, int end,
-                                          int group, int member, int warpgroup, int warp, int lane) {
+                                          int member, int warpgroup, int warp, int lane) {
     using S = stage<R2, TILES, V>;
     constexpr int BUFFERS = TILES == 2 ? 2 : 1; /* of fragments: with 2 those of the next step are loaded ahead */
     constexpr int PENDING = TILES == 2 ? 3 : 2; /* products in flight: each keeps four registers */
@@ -391,7 +391,6 @@ __device__ __forceinline__ void sum_tiles(const arguments &in, const ring<R2, TI
     /* a tile further: 64 / R2 values of a further (with R2 = 128 every second tile; a warpgroup's first one is even) */
     const int source = (first_tile * 4 + warp) / (R2 / 16) % 8 * 4 + (lane & 3);
     constexpr int SOURCE_STEP = 4 * 64 / R2 * (R2 == 128 ? 0 : 1);
-    const int64_t rank = (int64_t)in.rank1 * R2;
     float sums[TILES][V / 2];
     int reading = 0;
     uint32_t parity = 0;
@@ -484,7 +483,7 @@ __global__ __launch_bounds__(THREADS, 1) void build_state(const __grid_constant_
         load_and_sum_z<R2, TILES, V, HALF>(in, ring, begin, end, group, member, warp - 8, lane);
     } else {
         ptx::take_registers<TILES == 3 ? 232 : 216>();
-        sum_tiles<R2, TILES, V, HALF, WEIGHTED>(in, ring, begin, end, group, member, warp / 4, warp % 4, lane);
+        sum_tiles<R2, TILES, V, HALF, WEIGHTED>(in, ring, begin, end, member, warp / 4, warp % 4, lane);
     }
 }
 
