@@ -134,9 +134,9 @@ def test_autocast():
     assert all(x.grad.dtype == torch.float32 for x in (*q, *k, v))
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("dynamic, mode", [(False, "default"), (True, "default"), (False, "reduce-overhead")])
 def test_compile(dynamic, mode):
+    """Graphs of changing shapes are left out: docs/STATUS.md says why."""
     torch._dynamo.reset()
     module = hla.HadamardAttention(3, 64, [32, 32]).cuda()
 
