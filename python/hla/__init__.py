@@ -1,7 +1,8 @@
 """Hadamard linear attention by libhla, for NumPy arrays and PyTorch tensors.
 
-    features = [hla.feature_map(q, weight) for weight in query_weights], [hla.feature_map(k, w) for w in key_weights]
-    out = hla.hadamard_attention(*features, v)
+    q_features = [hla.feature_map(q, weight, is_query=True) for weight in query_weights]
+    k_features = [hla.feature_map(k, weight) for weight in key_weights]
+    out = hla.hadamard_attention(q_features, k_features, v)
 
 hla.HadamardAttention is the same as a PyTorch module with its feature maps, hla.State streams token by token,
 hla.diffusers puts Hadamard attention into a WanTransformer3DModel.
