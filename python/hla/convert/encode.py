@@ -35,7 +35,7 @@ def run(job: Job) -> None:
     missing = [i for i in range(len(shards)) if not _shard(folder, i).exists()]
     if not missing and (folder / EMPTY).exists():
         return
-    encoder = _Encoder(job)
+    encoder = Encoder(job)
     write_tensors(folder / EMPTY, {"text": encoder.text([""])[0]})
     for i in missing:
         captions = [video.with_suffix(".txt").read_text().strip() for video in shards[i]]
@@ -91,7 +91,7 @@ def read_video(video: Path, size: Dict[str, float]) -> torch.Tensor:
     return pixels.permute(3, 0, 1, 2).float() / 127.5 - 1
 
 
-class _Encoder:
+class Encoder:
     """VAE and text encoder of the model."""
 
     def __init__(self, job: Job):

@@ -26,7 +26,7 @@ class Options:
     frames: int = 0
     fps: int = 0
     # records and maps
-    candidates: Sequence[str] = ("8x8", "12x12", "16x16", "20x20", "24x24", "32x32")
+    candidates: Sequence[str] = ("8x8", "8x16", "16x16", "16x32", "32x32")
     records: int = 64
     queries: int = 1024
     distil_steps: int = 400
