@@ -28,9 +28,6 @@ def run(job: Job) -> None:
         "distil", after="record", candidates=list(options.candidates), steps=options.distil_steps,
         batch=options.distil_batch, rate=options.distil_rate, seed=options.seed,
     )  # fmt: skip
-    for name in options.candidates:
-        if parse(name) is None:
-            raise ValueError("candidate 'softmax' needs no maps: every block may keep it anyway")
     blocks = count_blocks(job)
     for i in range(blocks):
         if maps_file(folder, i).exists():

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
+from .candidates import parse
+
 STAGES = ("encode", "record", "distil", "choose", "tune", "report")
 TRAINED = ("maps", "lora", "attention", "all")
 
@@ -57,6 +59,9 @@ class Options:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, wanted {least} or more")
         if not 0 < self.budget <= 1:
             raise ValueError(f"--budget is {self.budget}, wanted a share of softmax attention's operations, 0 to 1")
+        for name in self.candidates:
+            if parse(name) is None:
+                raise ValueError("candidate 'softmax' is always there: it needs no maps")
         for name, known in (("stages", STAGES), ("train", TRAINED)):
             given = getattr(self, name)
             for value in [given] if isinstance(given, str) else given:
