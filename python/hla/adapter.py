@@ -88,6 +88,9 @@ def write(folder: os.PathLike, blocks: Sequence[Block], tensors: Mapping[str, to
     (folder / CONFIG).unlink(missing_ok=True)  # an older config does not belong to the new weights
     partial = folder / (WEIGHTS + ".partial")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+    umask = os.umask(0)
+    os.umask(umask)
+    partial.chmod(0o666 & ~umask)  # safetensors writes for its owner alone
     partial.replace(folder / WEIGHTS)
     partial = folder / (CONFIG + ".partial")
     partial.write_text(json.dumps(config, indent=2) + "\n")
