@@ -65,7 +65,7 @@ template <class type, int OUTERS> struct features_by_row {
         uint32_t product[2] = {ONES<type>, ONES<type>}; /* tokens 2q and 8 further */
 #pragma unroll
         for (int m = 0; m < 2; m++)
-            load_transposed(a[m], slab + last[m]);
+            ptx::load_matrices(a[m], slab + last[m]);
         if (shape.first_factor == FACTORS - 1) return;
 #pragma unroll
         for (int half = 0; half < 4; half++) {
@@ -302,7 +302,7 @@ template <class type> struct features_by_token {
         const int chunk = rows.first[FACTORS - 1] + (lane < 16 ? entry[0] : entry[1]) / 8;
 #pragma unroll
         for (int m = 0; m < 2; m++)
-            load_matrices(a[m], own + (uint32_t)((16 * m + (lane & 15)) * rows.pitch + 16 * chunk));
+            ptx::load_rows(a[m], own + (uint32_t)((16 * m + (lane & 15)) * rows.pitch + 16 * chunk));
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             if (shape.first_factor < FACTORS - 1) {
@@ -335,15 +335,15 @@ __device__ __forceinline__ void make_scores(float (&scores)[2][4][4], const hla_
             uint32_t a[2][4];
 #pragma unroll
             for (int m = 0; m < 2; m++) {
-                load_matrices(
+                ptx::load_rows(
                     a[m], own + (uint32_t)((16 * m + (lane & 15)) * rows.pitch + 16 * (whole ? c + (lane >> 4) : c)));
                 if (!whole) a[m][2] = a[m][3] = 0;
             }
 #pragma unroll
             for (int pair = 0; pair < 2; pair++) {
                 uint32_t b[4];
-                load_matrices(b, keys + (uint32_t)((16 * pair + 8 * (lane >> 4) + (lane & 7)) * rows.pitch +
-                                                   16 * (whole ? c + (lane >> 3 & 1) : c)));
+                ptx::load_rows(b, keys + (uint32_t)((16 * pair + 8 * (lane >> 4) + (lane & 7)) * rows.pitch +
+                                                    16 * (whole ? c + (lane >> 3 & 1) : c)));
                 if (!whole) b[1] = b[3] = 0;
 #pragma unroll
                 for (int m = 0; m < 2; m++) {

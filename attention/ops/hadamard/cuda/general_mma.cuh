@@ -11,6 +11,7 @@
 
 #include "attention/cuda/pairs.cuh"
 #include "attention/ops/hadamard/cuda/general.cuh"
+#include "attention/ops/hadamard/cuda/ptx.cuh"
 
 namespace {
 
@@ -97,24 +98,6 @@ __device__ __forceinline__ void copy_rows(uint32_t to, const hla_general_side &s
 
 /* ---- products ---- */
 
-__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(row)
-                 : "memory");
-}
-__device__ __forceinline__ void load_transposed(uint32_t (&to)[4], uint32_t row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(row)
-                 : "memory");
-}
-__device__ __forceinline__ void load_transposed(uint32_t (&to)[2], uint32_t row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(to[0]), "=r"(to[1])
-                 : "r"(row)
-                 : "memory");
-}
 /* One 16-bit number, twice. */
 __device__ __forceinline__ uint32_t load_twice(uint32_t address) {
     uint16_t value;
@@ -172,7 +155,7 @@ __device__ __forceinline__ void multiply_slab(warp_sums<PAIRS> &sums, const uint
     for (int pair = 0; pair < PAIRS; pair++) {
         if (16 * pair >= width) continue;
         uint32_t b[4];
-        load_transposed(b, row + (uint32_t)(32 * pair + 16 * (lane >> 4)));
+        ptx::load_matrices(b, row + (uint32_t)(32 * pair + 16 * (lane >> 4)));
 #pragma unroll
         for (int m = 0; m < 2; m++) {
             type::mma(sums.y[m][2 * pair], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
@@ -180,7 +163,7 @@ __device__ __forceinline__ void multiply_slab(warp_sums<PAIRS> &sums, const uint
         }
     }
     uint32_t b[2] = {lane < 4 ? ONES<type> : 0u, lane < 4 ? ONES<type> : 0u}; /* column 0 of ones */
-    if constexpr (LAST) load_transposed(b, row + (uint32_t)(32 * PAIRS));
+    if constexpr (LAST) ptx::load_matrices(b, row + (uint32_t)(32 * PAIRS));
 #pragma unroll
     for (int m = 0; m < 2; m++)
         type::mma(sums.last[m], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
