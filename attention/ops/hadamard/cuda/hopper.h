@@ -1,5 +1,5 @@
 /* attention/ops/hadamard/cuda/hopper.h - the parts of the fast path for Hopper (sm_90a): P = 2, ranks 16, 32, 64 or
- * 128, V 64 or 128, bfloat16 and float16, forward and backward. Host side; C and CUDA C++.
+ * 128, V 64 or 128, bfloat16 and float16, forward and, if not causal, backward. Host side; C and CUDA C++.
  *
  * Two kernels do the work, both with features made in registers, never in memory:
  *     state     S_f,v = sum_t (f1_a f2_b) x_t,v over one side's tokens: keys with v, or queries with d_out
