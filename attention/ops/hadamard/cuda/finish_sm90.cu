@@ -99,10 +99,16 @@ __device__ void add_to_snapshots(const arguments &in, const stretch &parts, int6
     for (int group = parts.first; group <= parts.last; group++) {
         const int begin = line::group_begin(in.shares, group) - parts.begin;
         const int end = min(parts.end, line::group_begin(in.shares, group + 1)) - parts.begin;
-#pragma unroll 4
-        for (int k = (begin + every - 1) / every; group > parts.first && k * every < end; k++) {
-            uint4 *snapshot = (uint4 *)(s + k * stride);
-            *snapshot = sum.rounded<HALF>(in.sigma, *snapshot);
+        constexpr int AT_ONCE = 8;
+        for (int k = (begin + every - 1) / every; group > parts.first && k * every < end; k += AT_ONCE) {
+            const int last = (end - 1) / every;
+            uint4 snapshot[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                if (k + i <= last) snapshot[i] = *(const uint4 *)(s + (k + i) * stride);
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                if (k + i <= last) *(uint4 *)(s + (k + i) * stride) = sum.rounded<HALF>(in.sigma, snapshot[i]);
         }
         sum.add(in.state.partial + slot_of(in, parts, group) * stride + row);
     }
@@ -131,28 +137,25 @@ template <bool HALF> __device__ void store_split(const arguments &in, int64_t st
     split[rank] = (uint16_t)ptx::pack<HALF>(z - ptx::unpack<HALF>(high).x, 0);
 }
 
-/* What a group's members summed of z in one piece; at: of the piece, among all. */
-__device__ float sum_helpers(const arguments &in, int64_t at, int64_t rank, int64_t f) {
-    const int slice = (int)f / in.rank2 / 16, helpers = hla_hopper_helpers(in.division, slice);
-    const float *from = in.state.z_partial + at * hla_hopper_helpers(in.division, 0) * rank + f;
-    float z = 0;
-    for (int i = 0; i < helpers; i++)
-        z += from[i * rank];
-    return z;
-}
-
 /* z of row f before each snapshot, by 16 neighbouring threads of a warp, a snapshot each. */
 template <bool HALF>
 __device__ void store_z_snapshots(const arguments &in, const stretch &parts, int64_t rank, int64_t f) {
     const int every = (int)in.state.snapshots.every, lane = (int)threadIdx.x % 16;
+    const int helpers = hla_hopper_helpers(in.division, (int)f / in.rank2 / 16);
+    const int64_t piece = hla_hopper_helpers(in.division, 0) * rank; /* floats that all helpers leave of one */
     float *carry = in.state.snapshots.z_carry + parts.key_head * rank + f;
     float before = parts.continues ? *carry : 0;
     for (int first = 0; first < parts.snapshots; first += 16) {
         const int k = first + lane, begin = parts.begin + k * every, end = min(parts.end, begin + every);
         float own = 0;
-        for (int group = k < parts.snapshots ? line::group_at(in.shares, begin) : INT_MAX;
-             group <= parts.last && line::group_begin(in.shares, group) < end; group++)
-            own += sum_helpers(in, group + parts.snapshot + k, rank, f);
+        if (k < parts.snapshots) {
+            for (int group = line::group_at(in.shares, begin);
+                 group <= parts.last && line::group_begin(in.shares, group) < end; group++) {
+                const float *from = in.state.z_partial + (group + parts.snapshot + k) * piece + f;
+                for (int i = 0; i < helpers; i++)
+                    own += from[i * rank];
+            }
+        }
         float sum = own; /* of those up to this one */
 #pragma unroll
         for (int step = 1; step < 16; step *= 2) {
@@ -169,7 +172,9 @@ template <bool HALF> __global__ __launch_bounds__(THREADS) void finish(const __g
     ptx::wait_for_previous_kernel();
     const int rank = in.rank1 * in.rank2, blocks = rank / ROWS;
     const int state = (int)blockIdx.x / blocks, first = (int)blockIdx.x % blocks * ROWS;
-    const stretch parts = stretch_of(in, state);
+    __shared__ stretch parts; /* it takes many divisions */
+    if (threadIdx.x == 0) parts = stretch_of(in, state);
+    __syncthreads();
     const int z_row = first + (int)threadIdx.x / 16;
     const bool causal = in.state.snapshots.every > 0;
     if (causal) {

@@ -65,6 +65,13 @@ __device__ __forceinline__ void copy_rows(uint32_t to, const CUtensorMap *map, u
                  : "memory");
 }
 
+/* Four words at once: the compiler may cut a plain store into four where it does not see the alignment. */
+__device__ __forceinline__ void store_global(void *address, uint4 value) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(value.x), "r"(value.y), "r"(value.z),
+                 "r"(value.w)
+                 : "memory");
+}
+
 /* Brings a line of global memory to the second-level cache. */
 __device__ __forceinline__ void prefetch(const void *address) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address));

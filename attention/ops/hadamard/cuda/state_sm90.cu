@@ -241,7 +241,7 @@ __device__ __forceinline__ void store_rounded(uint16_t *to, const float (&sums)[
             for (int q = 0; q < 4; q++)
                 pair[q] =
                     ptx::pack<HALF>(sigma * sums[sum_at<V>(j, r, 2 * q)], sigma * sums[sum_at<V>(j, r, 2 * q + 1)]);
-            *(uint4 *)(to + column_at<V>(j, r, lane)) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+            ptx::store_global(to + column_at<V>(j, r, lane), make_uint4(pair[0], pair[1], pair[2], pair[3]));
         }
 }
 
