@@ -43,6 +43,11 @@ static const hadamard_case device_cases[] = {
     {3, 2, 700, 690, 128, 2, {16, 16}, LAYOUT_BTHD, CAUSAL | LENGTHS | GROUPED},
     {1, 4, 1500, 1500, 128, 2, {16, 16}, LAYOUT_BTHD, CAUSAL | PACKED | GROUPED},
     {1, 1, 300, 300, 64, 3, {8, 8, 8}, LAYOUT_BTHD, CAUSAL},
+    {1, 2, 300, 300, 128, 1, {128}, LAYOUT_BTHD, CAUSAL}, /* one and four factors, odd multiples of 8 and 16 */
+    {1, 4, 260, 300, 48, 1, {24}, LAYOUT_BHTD, GROUPED},
+    {2, 2, 300, 270, 64, 3, {16, 8, 16}, LAYOUT_BTHD, CAUSAL | LENGTHS},
+    {1, 2, 300, 290, 128, 4, {8, 8, 8, 8}, LAYOUT_BHTD, CAUSAL | PACKED},
+    {1, 4, 700, 700, 80, 2, {24, 40}, LAYOUT_BTHD, CAUSAL | GROUPED},
     {1, 2, 70, 140, 128, 2, {32, 32}, LAYOUT_BTHD, STATEFUL},
     {1, 2, 300, 300, 64, 2, {32, 32}, LAYOUT_BHTD, STATEFUL | CAUSAL | GROUPED},
     {2, 1, 60, 150, 128, 2, {64, 64}, LAYOUT_BTHD, STATEFUL | LENGTHS},

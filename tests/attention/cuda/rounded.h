@@ -10,7 +10,7 @@
  * states. */
 double rounded_error(const hadamard_data *data);
 
-/* The same of the gradients, of problems of two factors, bidirectional and without states; other entries are 0. */
+/* The same of the gradients, of problems without states; other entries are 0. */
 void rounded_gradient_errors(const hadamard_data *data, double errors[HADAMARD_OUTPUTS]);
 
 #endif

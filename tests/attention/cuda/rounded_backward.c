@@ -1,6 +1,6 @@
 /* The backward pass in state form with what matrix products of 16 bits have to round: products of two features, and the
- * states S and Ghat where they are contracted. Denominators' sums, and features where a state is contracted with them
- * one by one, are not rounded. */
+ * states S and Ghat where they are contracted; causal, those that each token sees. Denominators' sums, and features
+ * where a state is contracted with them one by one, are not rounded. */
 #include "tests/attention/cuda/rounded.h"
 
 #include "attention/core/convert.h"
@@ -16,11 +16,13 @@ typedef struct part {
 
 /* S or Ghat with its ones column z, what is read of it, and what a token makes of it. */
 typedef struct sums {
-    int64_t rank1, rank2, width;
-    double *state, *z;       /* [R1][R2][V], [R1][R2] */
-    double *f1, *f2, *row;   /* [R1], [R2], [V]: of a token */
-    double *p, *q, *zp, *zq; /* [R1], [R2] twice: state x row, and z, contracted with the other factor */
-    double (*total)[2];      /* [output]: squared errors and values */
+    const hla_hadamard_problem *problem;
+    int64_t rank, width, rank_sum;
+    double *state, *z, *read;          /* [R][V], [R], and S as it is read, [R][V] */
+    double *features, *row;            /* [sum of ranks], [V]: of a token */
+    double *contracted, *z_contracted; /* [sum of ranks]: state x row, and z, contracted with the other factors */
+    double *product;                   /* [V]: of all features with the state */
+    double (*total)[2];                /* [output]: squared errors and values */
 } sums;
 
 static double rounded(hla_dtype dtype, double value) {
@@ -36,49 +38,73 @@ static double sigma_of(hla_dtype dtype, int64_t count) {
     return dtype == HLA_F16 ? exp2(-ceil(log2((double)(count > 1 ? count : 1)))) : 1;
 }
 
+static double dot(const double *x, const double *y, int64_t count) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++)
+        sum += x[i] * y[i];
+    return sum;
+}
+
 static void load(const sums *s, const guarded *factors, const guarded *rows, int64_t b, int64_t t, int64_t h) {
-    for (int64_t r = 0; r < s->rank1; r++)
-        s->f1[r] = get(&factors[0].view, b, t, h, r);
-    for (int64_t r = 0; r < s->rank2; r++)
-        s->f2[r] = get(&factors[1].view, b, t, h, r);
+    double *feature = s->features;
+    for (int p = 0; p < s->problem->factors; p++) {
+        for (int64_t r = 0; r < s->problem->rank[p]; r++)
+            *feature++ = get(&factors[p].view, b, t, h, r);
+    }
     for (int64_t x = 0; x < s->width; x++)
         s->row[x] = get(&rows->view, b, t, h, x);
 }
 
-/* state += (weight f1 x f2) row, z += (f1 x f2) moment */
-static void add(const sums *s, hla_dtype dtype, double weight, double moment) {
-    for (int64_t a = 0; a < s->rank1; a++) {
-        double weighted = rounded(dtype, weight * s->f1[a]);
-        for (int64_t b = 0; b < s->rank2; b++) {
-            double product = rounded(dtype, weighted * s->f2[b]), *to = s->state + (a * s->rank2 + b) * s->width;
-            for (int64_t x = 0; x < s->width; x++)
-                to[x] += product * s->row[x];
-            s->z[a * s->rank2 + b] += moment * s->f1[a] * s->f2[b];
-        }
+/* Where the token's features that make up feature f lie. */
+static void entries_of(const sums *s, int64_t f, int64_t entry[HLA_MAX_FACTORS]) {
+    int64_t first = s->rank_sum;
+    for (int p = s->problem->factors - 1; p >= 0; f /= s->problem->rank[p--]) {
+        first -= s->problem->rank[p];
+        entry[p] = first + f % s->problem->rank[p];
     }
 }
 
-static void round_state(const sums *s, hla_dtype dtype, double sigma) {
-    for (int64_t e = 0; e < s->rank1 * s->rank2 * s->width; e++)
-        s->state[e] = rounded(dtype, sigma * s->state[e]) / sigma;
+/* state += (weight phi) row, z += moment phi */
+static void add(const sums *s, double weight, double moment) {
+    hla_dtype dtype = s->problem->dtype;
+    for (int64_t f = 0; f < s->rank; f++) {
+        int64_t entry[HLA_MAX_FACTORS];
+        double product = rounded(dtype, weight), exact = 1;
+        entries_of(s, f, entry);
+        for (int p = 0; p < s->problem->factors; p++) {
+            product = rounded(dtype, product * s->features[entry[p]]);
+            exact *= s->features[entry[p]];
+        }
+        for (int64_t x = 0; x < s->width; x++)
+            s->state[f * s->width + x] += product * s->row[x];
+        s->z[f] += moment * exact;
+    }
+}
+
+static void round_state(const sums *s, double sigma) {
+    for (int64_t e = 0; e < s->rank * s->width; e++)
+        s->read[e] = rounded(s->problem->dtype, sigma * s->state[e]) / sigma;
 }
 
 static void clear(const sums *s) {
-    memset(s->state, 0, (size_t)(s->rank1 * s->rank2 * s->width) * sizeof *s->state);
-    memset(s->z, 0, (size_t)(s->rank1 * s->rank2) * sizeof *s->z);
+    memset(s->state, 0, (size_t)(s->rank * s->width) * sizeof *s->state);
+    memset(s->read, 0, (size_t)(s->rank * s->width) * sizeof *s->read);
+    memset(s->z, 0, (size_t)s->rank * sizeof *s->z);
 }
 
 static void contract(const sums *s) {
-    memset(s->p, 0, (size_t)s->rank1 * sizeof *s->p), memset(s->zp, 0, (size_t)s->rank1 * sizeof *s->zp);
-    memset(s->q, 0, (size_t)s->rank2 * sizeof *s->q), memset(s->zq, 0, (size_t)s->rank2 * sizeof *s->zq);
-    for (int64_t a = 0; a < s->rank1; a++) {
-        for (int64_t b = 0; b < s->rank2; b++) {
-            const double *from = s->state + (a * s->rank2 + b) * s->width;
-            double h = 0, z = s->z[a * s->rank2 + b];
-            for (int64_t x = 0; x < s->width; x++)
-                h += from[x] * s->row[x];
-            s->p[a] += s->f2[b] * h, s->q[b] += s->f1[a] * h;
-            s->zp[a] += s->f2[b] * z, s->zq[b] += s->f1[a] * z;
+    memset(s->contracted, 0, (size_t)s->rank_sum * sizeof *s->contracted);
+    memset(s->z_contracted, 0, (size_t)s->rank_sum * sizeof *s->z_contracted);
+    for (int64_t f = 0; f < s->rank; f++) {
+        int64_t entry[HLA_MAX_FACTORS];
+        double h = dot(s->read + f * s->width, s->row, s->width);
+        entries_of(s, f, entry);
+        for (int p = 0; p < s->problem->factors; p++) {
+            double others = 1;
+            for (int q = 0; q < s->problem->factors; q++)
+                others *= q == p ? 1 : s->features[entry[q]];
+            s->contracted[entry[p]] += others * h;
+            s->z_contracted[entry[p]] += others * s->z[f];
         }
     }
 }
@@ -95,11 +121,14 @@ static void compare(const sums *s, const hadamard_data *data, hadamard_output ou
     }
 }
 
-static double dot(const double *x, const double *y, int64_t count) {
-    double sum = 0;
-    for (int64_t i = 0; i < count; i++)
-        sum += x[i] * y[i];
-    return sum;
+static void compare_features(const sums *s, const hadamard_data *data, int first_output, int64_t index, double factor,
+                             double more) {
+    const double *values = s->contracted, *others = s->z_contracted;
+    for (int p = 0; p < s->problem->factors; p++) {
+        int64_t rank = s->problem->rank[p];
+        compare(s, data, (hadamard_output)(first_output + p), index, rank, factor, values, more, others);
+        values += rank, others += rank;
+    }
 }
 
 /* A query's gradients from S; weights[2]: w and -w s, by which it enters Ghat. */
@@ -110,12 +139,12 @@ static void query(const sums *s, const hadamard_data *data, const part *at, int6
     contract(s);
     double w = (double)problem->scale, product = 0;
     if (problem->normalised) {
-        double denominator = dot(s->f1, s->zp, s->rank1) + (double)problem->epsilon;
+        int64_t rank = problem->rank[0]; /* phi is contracted wholly by one factor more */
+        double denominator = dot(s->features, s->z_contracted, rank) + (double)problem->epsilon;
         w = denominator != 0 ? 1 / denominator : 0;
-        product = w * dot(s->f1, s->p, s->rank1);
+        product = w * dot(s->features, s->contracted, rank);
     }
-    compare(s, data, DQ, index, s->rank1, w, s->p, -product, s->zp);
-    compare(s, data, DQ + 1, index, s->rank2, w, s->q, -product, s->zq);
+    compare_features(s, data, DQ, index, w, -product);
     weights[0] = w, weights[1] = -w * product;
 }
 
@@ -125,41 +154,66 @@ static void key(const sums *s, const hadamard_data *data, const part *at, int64_
     int64_t index = (at->b * problem->keys + t) * kv_heads + at->kv;
     load(s, data->k, &data->v, at->b, t, at->kv);
     contract(s);
-    compare(s, data, DK, index, s->rank1, scale, s->p, 1, s->zp);
-    compare(s, data, DK + 1, index, s->rank2, scale, s->q, 1, s->zq);
-    memset(s->row, 0, (size_t)s->width * sizeof *s->row);
-    for (int64_t f = 0; f < s->rank1 * s->rank2; f++) {
-        double product = rounded(problem->dtype, s->f1[f / s->rank2] * s->f2[f % s->rank2]);
+    compare_features(s, data, DK, index, scale, 1);
+    memset(s->product, 0, (size_t)s->width * sizeof *s->product);
+    for (int64_t f = 0; f < s->rank; f++) {
+        int64_t entry[HLA_MAX_FACTORS];
+        double product = 1;
+        entries_of(s, f, entry);
+        for (int p = 0; p < problem->factors; p++)
+            product = rounded(problem->dtype, product * s->features[entry[p]]);
         for (int64_t x = 0; x < s->width; x++)
-            s->row[x] += product * s->state[f * s->width + x];
+            s->product[x] += product * s->read[f * s->width + x];
     }
-    compare(s, data, DV, index, s->width, scale, s->row, 0, NULL);
+    compare(s, data, DV, index, s->width, scale, s->product, 0, NULL);
+}
+
+/* Queries read what keys 0 ... count - 1 add, causal those up to their own number. */
+static void queries_pass(const sums *s, const hadamard_data *data, const part *at, double sigma, double (*weights)[2]) {
+    int64_t added = 0;
+    clear(s);
+    for (int64_t i = 0; i < at->queries; i++) {
+        int64_t wanted = data->problem.causal && i + 1 < at->keys ? i + 1 : at->keys;
+        bool more = added < wanted;
+        for (; added < wanted; added++) {
+            load(s, data->k, &data->v, at->b, at->key_first + added, at->kv);
+            add(s, 1, 1);
+        }
+        if (more) round_state(s, sigma);
+        for (int64_t h = 0; h < at->group; h++)
+            query(s, data, at, i, at->kv * at->group + h, weights[i * at->group + h]);
+    }
+}
+
+/* Keys read what queries add, from the last on; causal those from their own number on. */
+static void keys_pass(const sums *s, const hadamard_data *data, const part *at, double sigma, double (*weights)[2]) {
+    const hla_hadamard_problem *problem = &data->problem;
+    double sigma_of_queries = sigma_of(problem->dtype, problem->queries * at->group);
+    int64_t left = at->queries; /* to be added */
+    clear(s);
+    for (int64_t j = at->keys - 1; j >= 0; j--) {
+        int64_t wanted = problem->causal ? j : 0;
+        bool more = left > wanted;
+        for (; left > wanted; left--) {
+            for (int64_t h = 0; h < at->group; h++) {
+                const double *weight = weights[(left - 1) * at->group + h];
+                load(s, data->q, &data->d_out, at->b, at->query_first + left - 1, at->kv * at->group + h);
+                /* normalised: w / sigma and what becomes of it; otherwise the scale comes last */
+                add(s, problem->normalised ? weight[0] / sigma : 1, weight[1] / sigma);
+            }
+        }
+        if (more) round_state(s, sigma_of_queries);
+        key(s, data, at, j, problem->normalised ? sigma : (double)problem->scale);
+    }
 }
 
 static void pass(const sums *s, const hadamard_data *data, const part *at) {
-    const hla_hadamard_problem *problem = &data->problem;
-    hla_dtype dtype = problem->dtype;
     int64_t queries = at->queries * at->group;
     double(*weights)[2] = calloc((size_t)(queries > 0 ? queries : 1), sizeof *weights);
     if (!weights) abort();
-    double sigma = sigma_of(dtype, problem->keys);
-    clear(s);
-    for (int64_t j = 0; j < at->keys; j++) {
-        load(s, data->k, &data->v, at->b, at->key_first + j, at->kv);
-        add(s, dtype, 1, 1);
-    }
-    round_state(s, dtype, sigma);
-    for (int64_t i = 0; i < queries; i++)
-        query(s, data, at, i / at->group, at->kv * at->group + i % at->group, weights[i]);
-    clear(s);
-    for (int64_t i = 0; i < queries; i++) {
-        load(s, data->q, &data->d_out, at->b, at->query_first + i / at->group, at->kv * at->group + i % at->group);
-        /* normalised: w / sigma and what becomes of it; otherwise the scale comes last */
-        add(s, dtype, problem->normalised ? weights[i][0] / sigma : 1, weights[i][1] / sigma);
-    }
-    round_state(s, dtype, sigma_of(dtype, problem->queries * at->group));
-    for (int64_t j = 0; j < at->keys; j++)
-        key(s, data, at, j, problem->normalised ? sigma : (double)problem->scale);
+    double sigma = sigma_of(data->problem.dtype, data->problem.keys);
+    queries_pass(s, data, at, sigma, weights);
+    keys_pass(s, data, at, sigma, weights);
     free(weights);
 }
 
@@ -177,20 +231,27 @@ static part part_of(const hadamard_data *data, int64_t n, int64_t kv, int64_t gr
 void rounded_gradient_errors(const hadamard_data *data, double errors[HADAMARD_OUTPUTS]) {
     const hla_hadamard_problem *problem = &data->problem;
     memset(errors, 0, HADAMARD_OUTPUTS * sizeof *errors);
-    if (problem->factors != 2 || problem->causal || problem->stateful) return;
+    if (problem->stateful) return;
     int64_t sequences = problem->sequences > 0 ? problem->sequences : problem->batch;
     int64_t kv_heads = problem->kv_heads > 0 ? problem->kv_heads : problem->heads;
-    int64_t rank1 = problem->rank[0], rank2 = problem->rank[1], width = problem->value_dim,
-            units = sequences * kv_heads;
+    int64_t rank = 1, rank_sum = 0, width = problem->value_dim, units = sequences * kv_heads;
+    for (int p = 0; p < problem->factors; p++)
+        rank *= problem->rank[p], rank_sum += problem->rank[p];
     double(*totals)[HADAMARD_OUTPUTS][2] = calloc((size_t)units, sizeof *totals);
     if (!totals) abort();
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t unit = 0; unit < units; unit++) {
-        double *memory = calloc((size_t)(rank1 * rank2 * (width + 1) + 3 * (rank1 + rank2) + width), sizeof *memory);
+        double *memory = calloc((size_t)(rank * (2 * width + 1) + 3 * rank_sum + 2 * width), sizeof *memory);
         if (!memory) abort();
-        sums s = {.rank1 = rank1, .rank2 = rank2, .width = width, .state = memory, .total = totals[unit]};
-        s.z = s.state + rank1 * rank2 * width, s.f1 = s.z + rank1 * rank2, s.f2 = s.f1 + rank1, s.row = s.f2 + rank2;
-        s.p = s.row + width, s.q = s.p + rank1, s.zp = s.q + rank2, s.zq = s.zp + rank1;
+        sums s = {.problem = problem,
+                  .rank = rank,
+                  .width = width,
+                  .rank_sum = rank_sum,
+                  .state = memory,
+                  .total = totals[unit]};
+        s.read = s.state + rank * width, s.z = s.read + rank * width, s.features = s.z + rank;
+        s.contracted = s.features + rank_sum, s.z_contracted = s.contracted + rank_sum;
+        s.row = s.z_contracted + rank_sum, s.product = s.row + width;
         part at = part_of(data, unit / kv_heads, unit % kv_heads, problem->heads / kv_heads);
         pass(&s, data, &at);
         free(memory);

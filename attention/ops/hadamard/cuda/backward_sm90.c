@@ -1,4 +1,5 @@
-/* The backward pass of the fast path for Hopper, host side (the steps: backward.h). Causal, the general kernels do it.
+/* The backward pass of the fast path for Hopper, host side (the steps: backward.h). Causal, the general kernels do
+ * it.
  */
 #include "attention/ops/hadamard/cuda/backward.h"
 
@@ -33,7 +34,7 @@ static void measure(hla_arena *arena, const hla_hadamard_problem *problem, int p
     backward_memory memory;
     hla_arena general = {0};
     if (!problem->causal) take(&memory, arena, problem, processors);
-    hla_cuda_hadamard_general_measure_backward(&general, problem, processors);
+    hla_cuda_hadamard_backward_mma.measure(&general, problem, processors);
     if (general.used > arena->used) (void)hla_arena_take(arena, (int64_t)(general.used - arena->used), 1);
     arena->overflow = arena->overflow || general.overflow;
 }
@@ -155,8 +156,7 @@ static hla_status key_gradients(const backward_memory *memory, const hla_hadamar
 }
 
 static hla_status run(const hla_hadamard_call *call) {
-    if (call->problem->causal || !hla_hopper_takes_call(call, true))
-        return hla_cuda_hadamard_general_run_backward(call);
+    if (call->problem->causal || !hla_hopper_takes_call(call, true)) return hla_cuda_hadamard_backward_mma.run(call);
     backward_memory memory;
     hla_arena arena = {.base = call->workspace};
     take(&memory, &arena, call->problem, call->threads);

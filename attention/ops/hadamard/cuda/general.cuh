@@ -102,6 +102,7 @@ template <class T> struct tokens {
     const T *row;
     const float *weight; /* what row and last of a token's y are multiplied by, or are: two numbers, */
     int64_t weight_step; /* that far apart, or the same two for all tokens */
+    int64_t place;       /* of token 0 among the queries of the wave, whose weights and records are numbered so */
     int64_t count;
 };
 
@@ -123,8 +124,8 @@ __device__ inline tokens<T> tokens_of(const hla_general_shape &shape, const hla_
         t.feature[p] = p < shape.first_factor ? nullptr : head_of_view<const T>(side.features[p], s.b, first, h);
     t.row = head_of_view<const T>(side.rows, s.b, first, h);
     int64_t b = shape.packed ? 0 : n - shape.first_sequence;
-    int64_t place = (b * shape.kvs * heads + head) * shape.queries + first;
-    t.weight = side.weights ? side.weights + 2 * place : &side.factor;
+    t.place = (b * shape.kvs * heads + head) * shape.queries + first;
+    t.weight = side.weights ? side.weights + 2 * t.place : &side.factor;
     t.weight_step = side.weights ? 2 : 0;
     t.count = side.queries ? s.queries : s.keys;
     return t;

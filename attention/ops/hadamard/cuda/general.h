@@ -45,12 +45,20 @@ typedef struct hla_general_shape {
     int64_t first_sequence, sequences, first_kv, kvs; /* the wave */
 } hla_general_shape;
 
+/* What makes y = weight (row, last) of a query, for kernels on tensor cores. */
+typedef struct hla_general_record {
+    uint32_t split_last;     /* last as a sum of two 16-bit numbers, */
+    uint32_t rounded_weight; /* weight in 16 bits */
+    float weight, last;
+} hla_general_record;
+
 typedef struct hla_general_side {
     bool queries;                            /* else keys */
     hla_cuda_view features[HLA_MAX_FACTORS]; /* [B,T,heads,R_p] */
     hla_cuda_view rows;                      /* [B,T,heads,V]; y = (factor x row, last) */
     float factor, last;                      /* of every token, */
     const float *weights;                    /* or, if not NULL, [...][2] of each token of the wave */
+    const hla_general_record *records;       /* the same for kernels on tensor cores; those do without factor */
 } hla_general_side;
 
 /* How a side's tokens are cut into units of `length` tokens. Numbers rise from sequence to sequence; every sequence has
@@ -79,8 +87,9 @@ typedef struct hla_general_scan {
     float *slots, *states, *carry;
     const float *initial; /* NULL, or [N][Hkv][R][V+1] */
     float *final;         /* likewise; the sum of everything. May be initial */
-    void *rounded;        /* NULL, or (not causal) 16-bit [like states][R][V + 8]: sigma times what is read of a state,
-                             the last column as a sum of two numbers in columns V and V + 1, then zeros */
+    void *rounded;        /* NULL, or 16-bit [like states, or causal like slots, which stay][R][V + 8]: sigma times what
+                             is read of a state, the last column as a sum of two numbers in columns V and V + 1, then
+                             zeros */
     float sigma;
 } hla_general_scan;
 
@@ -103,6 +112,7 @@ typedef struct hla_general_query {
     bool normalised;
     float epsilon, scale;
     float *weights;
+    hla_general_record *records; /* instead of weights, on tensor cores */
 } hla_general_query;
 
 typedef struct hla_general_gradient {
@@ -127,8 +137,7 @@ int hla_general_launch_gradient(const hla_general_gradient *gradient, void *stre
 
 /* The same on tensor cores, of keys' sums and queries' reads, for float16 and bfloat16: ranks are multiples of 8, their
  * sum fits, value_dim is a multiple of 16 up to 128, rows of features and v are contiguous and aligned to 16 bytes,
- * those of out to 4. Units of queries count tiles of 128. States are read from what a scan rounded, with its sigma;
- * scores are multiplied by pair_scale (float16) to stay in range. */
+ * those of what is written to 4. Units of tiles count 128 tokens. */
 bool hla_general_mma_fits(int64_t rank_sum, int64_t value_dim);
 
 /* Causal, in one launch with build and instead of scan: each unit's slot receives, rounded, the sum of the keys before
@@ -139,8 +148,20 @@ typedef struct hla_general_running {
     float sigma;
 } hla_general_running;
 int hla_general_mma_launch_build(const hla_general_build *build, const hla_general_running *to, void *stream);
-int hla_general_mma_launch_query(const hla_general_query *query, const void *rounded, float sigma, float pair_scale,
-                                 void *stream);
+
+/* Where readers find states, and the powers of two by which float16 numbers are kept in range (1 in bfloat16). */
+typedef struct hla_general_reading {
+    const void *rounded; /* states as a scan or a running build rounded them, */
+    float sigma;         /* multiplied by this; */
+    float score_scale;   /* scores, products of other factors' and y . y, are multiplied by this, */
+    float pair_scale;    /* and sums over pairs so by that, the weights of other's records included */
+    float weight_scale;  /* weights of records are multiplied by this */
+} hla_general_reading;
+int hla_general_mma_launch_query(const hla_general_query *query, const hla_general_reading *reading, void *stream);
+
+/* gradient->gradients = scale (and self's weight, if there are records) times the gradients. */
+int hla_general_mma_launch_gradient(const hla_general_gradient *gradient, const hla_general_reading *reading,
+                                    float scale, void *stream);
 
 #ifdef __cplusplus
 }

@@ -6,13 +6,13 @@
 
 #include "attention/ops/hadamard/kernel.h"
 
-/* In state form: a forward call, a backward call, and the workspace that each needs. */
+/* A forward call in state form and float32, and the workspace that it needs. */
 void hla_cuda_hadamard_general_measure(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
 hla_status hla_cuda_hadamard_general_run(const hla_hadamard_call *call);
-void hla_cuda_hadamard_general_measure_backward(hla_arena *arena, const hla_hadamard_problem *problem, int threads);
-hla_status hla_cuda_hadamard_general_run_backward(const hla_hadamard_call *call);
 
-extern const hla_hadamard_backward_entry hla_cuda_hadamard_backward_state;
+/* A backward call: on tensor cores where they take it, else in float32. */
+extern const hla_hadamard_backward_entry hla_cuda_hadamard_backward_mma;
+
 extern const hla_hadamard_entry hla_cuda_hadamard_quadratic, hla_cuda_hadamard_state;
 extern const hla_hadamard_entry hla_cuda_hadamard_quadratic_mma, hla_cuda_hadamard_state_mma; /* on tensor cores */
 

@@ -175,7 +175,10 @@ __device__ inline void scan_number(const hla_general_scan &scan, int64_t kv, int
         else if (i == 0)
             sum = (double)*goes_on;
         double term = is_summed(shape, units, n, unit - first, scan.queries, scan.whole) ? (double)*slot : 0;
-        if (shape.causal) *slot = (float)sum;
+        if (shape.causal && scan.rounded)
+            rounded.write(scan, (unit - units.first) * shape.kvs + kv, sum);
+        else if (shape.causal)
+            *slot = (float)sum;
         sum += term;
         bool done = unit == (scan.reverse ? first : next - 1);
         if (done && scan.final) scan.final[state] = (float)sum;
